@@ -1,0 +1,55 @@
+use super::*;
+
+fn machine() -> Machine {
+    Machine {
+        version: "1.0.0".into(),
+        jail: Jail { uid: 70001, gid: 70001 },
+        vcpus: 2,
+        memory_mib: 256,
+        command_line: "quiet".into(),
+        kvm: FdSlot(0),
+        kernel: FdSlot(1),
+        root_image: FdSlot(2),
+        console: FdSlot(3),
+        debug_serial: false,
+    }
+}
+
+#[test]
+fn boot_has_a_golden_encoding() {
+    let request = Request { id: 1, call: Call::Boot(Box::new(machine())) };
+    let golden = concat!(
+        r#"{"id":1,"call":{"boot":{"version":"1.0.0","jail":{"uid":70001,"gid":70001},"vcpus":2,"#,
+        r#""memory_mib":256,"command_line":"quiet","kvm":0,"kernel":1,"root_image":2,"console":3,"debug_serial":false}}}"#
+    );
+    assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);
+}
+
+#[test]
+fn attached_has_a_golden_encoding() {
+    let address = PciAddress::new(4).unwrap();
+    let reply = Reply { id: 7, result: Ok(Answer::Attached { device: DeviceId(3), address }) };
+    let golden = r#"{"reply":{"id":7,"result":{"Ok":{"attached":{"device":3,"address":"0000:00:04.0"}}}}}"#;
+    let message = Message::Reply(reply);
+    assert_eq!(String::from_utf8(encode(&message).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Message>(golden.as_bytes()).unwrap(), message);
+}
+
+#[test]
+fn unknown_fields_are_refused() {
+    assert!(decode::<Request>(br#"{"id":1,"call":{"detach":{"device":1,"force":true}}}"#).is_err());
+}
+
+#[test]
+fn pci_addresses_off_the_bus_are_refused() {
+    for text in ["0000:00:20.0", "0000:01:04.0", "0000:00:4.0", "0000:00:04.1", "../../etc", ""] {
+        assert!(text.parse::<PciAddress>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn an_oversized_message_is_refused() {
+    let bytes = vec![b' '; MAX_MESSAGE + 1];
+    assert!(matches!(decode::<Request>(&bytes), Err(ProtocolError::TooLong(_))));
+}

@@ -1,0 +1,1 @@
+//! A Debian node with containerd and KVM, booted by QEMU.
