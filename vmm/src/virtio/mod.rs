@@ -1,0 +1,3 @@
+//! Virtio devices and the transport that they share.
+
+pub mod device;

@@ -1,0 +1,113 @@
+//! Device threads: one epoll loop each, confined by the seccomp filter of its kind.
+//!
+//! A worker owns its handler, and with it the queues, from [`Worker::spawn`] to [`Worker::stop`], which gives
+//! the handler back. There is no lock between a device and its queues.
+
+use crate::jail::ThreadKind;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, RawFd};
+use std::thread::JoinHandle;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Token of the worker's own stop event; handlers choose theirs below it.
+const STOP: u64 = u64::MAX;
+
+/// Events taken from the kernel at once.
+const BATCH: usize = 16;
+
+/// The descriptors that a worker waits for.
+#[derive(Debug)]
+pub struct Watch {
+    epoll: Epoll,
+}
+
+impl Watch {
+    pub fn add(&self, descriptor: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
+        self.control(ControlOperation::Add, descriptor.as_raw_fd(), events, token)
+    }
+
+    pub fn modify(&self, descriptor: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
+        self.control(ControlOperation::Modify, descriptor.as_raw_fd(), events, token)
+    }
+
+    pub fn remove(&self, descriptor: &impl AsRawFd) -> io::Result<()> {
+        self.control(ControlOperation::Delete, descriptor.as_raw_fd(), EventSet::empty(), 0)
+    }
+
+    fn control(&self, operation: ControlOperation, descriptor: RawFd, events: EventSet, token: u64) -> io::Result<()> {
+        self.epoll.ctl(operation, descriptor, EpollEvent::new(events, token))
+    }
+}
+
+/// A device's part that runs on its own thread.
+pub trait Handler: Send + 'static {
+    /// Adds what the handler waits for. Also the place to process what was queued before the start.
+    fn begin(&mut self, watch: &Watch) -> io::Result<()>;
+
+    /// Reacts to a descriptor. `Break` ends the worker: the backend is gone and the device stays silent.
+    fn handle(&mut self, token: u64, events: EventSet, watch: &Watch) -> ControlFlow<()>;
+
+    /// Completes what is in flight; called once, before the handler is given back.
+    fn end(&mut self) {}
+}
+
+/// A running device thread.
+#[derive(Debug)]
+pub struct Worker<H> {
+    thread: JoinHandle<H>,
+    stop: EventFd,
+}
+
+impl<H: Handler> Worker<H> {
+    /// Starts a thread of `kind`, which is also the thread's name.
+    pub fn spawn(kind: ThreadKind, mut handler: H) -> io::Result<Self> {
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let watch = Watch { epoll: Epoll::new()? };
+        watch.add(&stop, EventSet::IN, STOP)?;
+        let thread = std::thread::Builder::new().name(kind.name().into()).stack_size(256 * 1024).spawn(move || {
+            if let Err(error) = crate::jail::confine_thread(kind) {
+                // An unconfined device thread must never see guest memory.
+                tracing::error!(thread = kind.name(), %error, "cannot confine a device thread");
+                std::process::abort();
+            }
+            run(&mut handler, &watch, kind);
+            handler.end();
+            handler
+        })?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Ends the thread and returns its handler.
+    pub fn stop(self) -> io::Result<H> {
+        self.stop.write(1)?;
+        self.thread.join().map_err(|_| io::Error::other("a device thread panicked"))
+    }
+}
+
+fn run(handler: &mut impl Handler, watch: &Watch, kind: ThreadKind) {
+    if let Err(error) = handler.begin(watch) {
+        tracing::error!(thread = kind.name(), %error, "device thread cannot begin");
+        return;
+    }
+    let mut events = [EpollEvent::default(); BATCH];
+    loop {
+        let count = match watch.epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                tracing::error!(thread = kind.name(), %error, "device thread cannot wait");
+                return;
+            }
+        };
+        for event in &events[..count] {
+            if event.data() == STOP {
+                return;
+            }
+            if handler.handle(event.data(), event.event_set(), watch).is_break() {
+                return;
+            }
+        }
+    }
+}
