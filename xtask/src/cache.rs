@@ -41,7 +41,8 @@ impl Inputs {
         Ok(self.value(&name, content))
     }
 
-    fn digest(&self) -> String {
+    /// The name of these inputs.
+    pub fn digest(&self) -> String {
         let digest = self.hash.clone().finalize();
         digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect()
     }

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 /// The checkout that xtask was built from.
 pub fn workspace() -> PathBuf {
@@ -31,6 +33,23 @@ pub fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
         bail!("{command:?} failed: {status}\n{tail}");
     }
     Ok(())
+}
+
+/// Like `run_logged` for a command of minutes: shows now and then what `progress` makes of the log so far.
+pub fn run_counted(command: &mut Command, log: &Path, progress: fn(&str) -> String) -> Result<()> {
+    const EVERY: Duration = Duration::from_secs(20);
+    std::thread::scope(|scope| {
+        let (finished, wait) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            while wait.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+                let text = std::fs::read(log).unwrap_or_default();
+                eprintln!("{}", progress(&String::from_utf8_lossy(&text)));
+            }
+        });
+        let result = run_logged(command, log);
+        drop(finished);
+        result
+    })
 }
 
 /// Runs `command` and returns what it printed.
