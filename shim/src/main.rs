@@ -1,1 +1,3 @@
+//! The shim's binary.
+
 fn main() {}

@@ -1,0 +1,1 @@
+//! `containerd-shim-bulkhead-v2`: runs one pod in one microVM for containerd.
