@@ -1,0 +1,137 @@
+//! The node's `config.toml`: what an operator may set, and one sentence for everything that is wrong with it.
+//!
+//! The shim reads it for each pod; the operator command reads it to check a node. Keys are read one by one rather
+//! than derived, so that every error can name the file and the key.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+
+/// Where the file is unless a runtime class names another.
+pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
+
+/// User ids that VMMs run under, from [`Config::first_uid`] on.
+pub const UID_COUNT: u32 = 65_536;
+
+/// Below this, ids belong to the node's own users.
+const MIN_FIRST_UID: u32 = 100_000;
+
+/// The longest file that is read, in bytes.
+const MAX_LENGTH: u64 = 64 * 1024;
+
+/// Settings of a node or a runtime class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Guest memory, in MiB, of a pod without a memory limit.
+    pub memory_mib: u32,
+    /// vCPUs of a pod without a CPU limit.
+    pub vcpus: u8,
+    /// Shows the guest kernel's messages from its first instruction on.
+    pub debug: bool,
+    /// First of the [`UID_COUNT`] user ids that VMM processes run under, one for each pod.
+    pub first_uid: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { memory_mib: 512, vcpus: 1, debug: false, first_uid: 2_000_000_000 }
+    }
+}
+
+/// Why there is no configuration. Each is one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is longer than {MAX_LENGTH} bytes")]
+    TooLong { path: PathBuf },
+    #[error("{path} line {line} is not TOML: {message}")]
+    Syntax { path: PathBuf, line: usize, message: String },
+    #[error("{path} has the unknown key {key:?}")]
+    UnknownKey { path: PathBuf, key: String },
+    #[error("{path}: {key} must be {wanted}, not {found}")]
+    Value { path: PathBuf, key: &'static str, wanted: String, found: String },
+}
+
+impl Config {
+    /// Reads `named`, which must exist, or else the default file, whose absence means the defaults.
+    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
+        match named {
+            Some(path) => Self::read(path),
+            None => match Self::read(Path::new(DEFAULT_PATH)) {
+                Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    Ok(Self::default())
+                }
+                result => result,
+            },
+        }
+    }
+
+    /// Reads one file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+        if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_LENGTH {
+            return Err(ConfigError::TooLong { path: path.to_owned() });
+        }
+        Self::parse(&std::fs::read_to_string(path).map_err(unreadable)?, path)
+    }
+
+    /// Parses a file's text; `path` is for the errors.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let table: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+            path: path.to_owned(),
+            line: 1 + error.span().map_or(0, |span| newlines(text, span.start)),
+            message: error.message().to_owned(),
+        })?;
+        let mut config = Self::default();
+        for (key, value) in &table {
+            let at = Location { path, value };
+            match key.as_str() {
+                "memory_mib" => config.memory_mib = at.number("memory_mib", MIN_MEMORY_MIB, MAX_MEMORY_MIB)?,
+                "vcpus" => config.vcpus = at.number("vcpus", 1, MAX_VCPUS)?,
+                "debug" => config.debug = at.boolean("debug")?,
+                "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID, u32::MAX - UID_COUNT)?,
+                _ => return Err(ConfigError::UnknownKey { path: path.to_owned(), key: key.clone() }),
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn newlines(text: &str, end: usize) -> usize {
+    text.bytes().take(end).filter(|&byte| byte == b'\n').count()
+}
+
+/// A value, and the file that an error about it names.
+struct Location<'a> {
+    path: &'a Path,
+    value: &'a Value,
+}
+
+impl Location<'_> {
+    fn number<T>(&self, key: &'static str, low: T, high: T) -> Result<T, ConfigError>
+    where
+        T: TryFrom<i64> + PartialOrd + std::fmt::Display,
+    {
+        self.value
+            .as_integer()
+            .and_then(|number| T::try_from(number).ok())
+            .filter(|number| (&low..=&high).contains(&number))
+            .ok_or_else(|| self.wanted(key, format!("a number from {low} to {high}")))
+    }
+
+    fn boolean(&self, key: &'static str) -> Result<bool, ConfigError> {
+        self.value.as_bool().ok_or_else(|| self.wanted(key, "true or false".to_owned()))
+    }
+
+    fn wanted(&self, key: &'static str, wanted: String) -> ConfigError {
+        let found = self.value.to_string().chars().take(64).collect();
+        ConfigError::Value { path: self.path.to_owned(), key, wanted, found }
+    }
+}
+
+#[cfg(test)]
+mod tests;
