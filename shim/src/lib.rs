@@ -1,1 +1,3 @@
 //! `containerd-shim-bulkhead-v2`: runs one pod in one microVM for containerd.
+
+pub mod sandbox;
