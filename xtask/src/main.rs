@@ -1,10 +1,19 @@
 //! The developer's commands. CI runs the same ones. `cargo xtask --help` lists them.
 
 mod cache;
+mod crun;
+mod debian;
+mod dist;
+mod guest_image;
+mod kernel;
+mod node;
+mod node_image;
 mod run;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(about = "Builds and tests Bulkhead")]
@@ -14,8 +23,34 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-enum Task {}
+enum Task {
+    /// Builds the guest kernel and prints its path.
+    Kernel,
+    /// Builds the guest's container runtime and prints its path.
+    Crun,
+    /// Builds the guest image and prints its path.
+    GuestImage {
+        /// The agent to put in; this checkout's if left out.
+        #[arg(long)]
+        agent: Option<PathBuf>,
+    },
+    /// Builds the bundle that `bulkhead install` puts on a node and prints its path.
+    Dist,
+    /// Boots a node VM and runs commands in it.
+    Node(node::Options),
+}
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {}
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Task::Kernel => print_path(&kernel::vmlinux()?),
+        Task::Crun => print_path(&crun::binary()?),
+        Task::GuestImage { agent } => print_path(&dist::guest_image(agent.as_deref())?),
+        Task::Dist => print_path(&dist::bundle()?.archive),
+        Task::Node(options) => node::node(&options),
+    }
+}
+
+fn print_path(path: &Path) -> Result<ExitCode> {
+    println!("{}", path.display());
+    Ok(ExitCode::SUCCESS)
 }

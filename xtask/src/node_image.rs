@@ -1,0 +1,114 @@
+//! Node images: what a node VM boots, made from Debian packages. `images/node/` holds the recipe.
+
+use crate::{cache, debian, run};
+use anyhow::{Context, Result};
+use node_vm::{DiskFormat, Edition, NodeImage};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The root disk's size. It is sparse, so this is what tests may fill, not what it takes.
+const DISK_SIZE: &str = "16G";
+
+/// Changed by hand when this file makes a different image from the same recipe.
+const RECIPE_VERSION: &str = "1";
+
+/// What the node's root has no use for.
+const UNWANTED: &[&str] = &["doc/*", "man/*", "info/*", "locale/*", "i18n/*", "lintian/*", "bash-completion/*"];
+
+/// Modules of the initrd, in loading order: what it takes to see the root disk.
+const INITRD_MODULES: &[&str] = &["virtio_blk"];
+
+/// The node image of `edition`, with an empty containerd.
+pub fn plain(edition: Edition) -> Result<NodeImage> {
+    let recipe = recipe();
+    let inputs = cache::Inputs::default().value("version", RECIPE_VERSION).value("suite", edition.suite());
+    let inputs = inputs.value("disk size", DISK_SIZE).path(&recipe)?;
+    let directory = cache::entry(&format!("node-{edition}"), &inputs, |directory| build(edition, directory))?;
+    Ok(NodeImage {
+        kernel: directory.join("vmlinuz"),
+        initrd: directory.join("initrd"),
+        disk: directory.join("root.ext4"),
+        disk_format: DiskFormat::Raw,
+    })
+}
+
+fn recipe() -> PathBuf {
+    run::workspace().join("images/node")
+}
+
+fn build(edition: Edition, directory: &Path) -> Result<()> {
+    let root = directory.join("root");
+    let log = directory.join("build.log");
+    install_packages(edition, &root, &log)?;
+    run::run(Command::new("cp").arg("-a").arg(recipe().join("root/.")).arg(&root))?;
+    std::fs::copy(recipe().join("modules"), root.join("etc/node-modules"))?;
+    std::os::unix::fs::symlink("../bin/busybox", root.join("usr/sbin/init"))?;
+
+    let release = kernel_release(&root)?;
+    prepare_modules(&root, &release, &log)?;
+    std::fs::rename(root.join(format!("boot/vmlinuz-{release}")), directory.join("vmlinuz"))?;
+    pack_initrd(&root, &release, directory)?;
+    std::fs::remove_dir_all(root.join("boot"))?;
+
+    // No journal: the disk of a node is thrown away, or shut down in order.
+    let mut make = Command::new("mke2fs");
+    make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1", "-N", "400000", "-d"]);
+    run::run_logged(make.arg(&root).arg(directory.join("root.ext4")).arg(DISK_SIZE), &log)?;
+    std::fs::remove_dir_all(&root).context("cannot remove the unpacked root")
+}
+
+fn install_packages(edition: Edition, root: &Path, log: &Path) -> Result<()> {
+    let packages = std::fs::read_to_string(recipe().join("packages"))?;
+    let packages: Vec<&str> =
+        packages.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--mode=root", "--variant=essential"]);
+    command.arg(format!("--include={}", packages.join(",")));
+    command.arg(format!("--keyring={}", debian::KEYRING));
+    // A mirror snapshot of a testing suite may be past its date; its signature is checked all the same.
+    command.args(["--aptopt=Acquire::Check-Valid-Until \"false\"", "--aptopt=APT::Install-Recommends \"false\""]);
+    for path in UNWANTED {
+        command.arg(format!("--dpkgopt=path-exclude=/usr/share/{path}"));
+    }
+    command.arg(format!("--customize-hook={}", recipe().join("kernel-hook").display()));
+    run::run_logged(command.arg(edition.suite()).arg(root).arg(debian::mirror()?), log)
+}
+
+fn kernel_release(root: &Path) -> Result<String> {
+    let modules = root.join("usr/lib/modules");
+    let mut entries = std::fs::read_dir(&modules).with_context(|| format!("cannot list {}", modules.display()))?;
+    let entry = entries.next().context("the kernel package brought no modules")??;
+    entry.file_name().into_string().ok().context("the kernel's release is not UTF-8")
+}
+
+/// Unpacks every module: xz takes seconds of boot time under emulation.
+fn prepare_modules(root: &Path, release: &str, log: &Path) -> Result<()> {
+    let modules = root.join("usr/lib/modules").join(release);
+    let mut unpack = Command::new("find");
+    unpack.arg(&modules).args(["-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+"]);
+    run::run_logged(&mut unpack, log)?;
+    run::run_logged(Command::new("depmod").arg("-b").arg(root).arg(release), log)
+}
+
+fn pack_initrd(root: &Path, release: &str, directory: &Path) -> Result<()> {
+    let tree = directory.join("initrd.tree");
+    for part in ["bin", "dev", "modules", "root"] {
+        std::fs::create_dir_all(tree.join(part))?;
+    }
+    std::fs::copy(root.join("usr/bin/busybox"), tree.join("bin/busybox"))?;
+    std::fs::copy(recipe().join("initrd-init"), tree.join("init"))?;
+    for (position, module) in INITRD_MODULES.iter().enumerate() {
+        let mut find = Command::new("modinfo");
+        find.arg("-b").arg(root).args(["-k", release, "-n", module]);
+        let path = run::output(&mut find)?;
+        std::fs::copy(path.trim(), tree.join(format!("modules/{position}-{module}.ko")))?;
+    }
+    let archive = std::fs::File::create(directory.join("initrd"))?;
+    let mut find = Command::new("find").arg(".").current_dir(&tree).stdout(std::process::Stdio::piped()).spawn()?;
+    let names = find.stdout.take().context("find has no output")?;
+    let mut pack = Command::new("cpio");
+    pack.args(["--create", "--format=newc", "--quiet"]).current_dir(&tree).stdin(names).stdout(archive);
+    let status = pack.status().context("cannot run cpio")?;
+    anyhow::ensure!(find.wait()?.success() && status.success(), "cpio failed: {status}");
+    std::fs::remove_dir_all(&tree).context("cannot remove the initrd's tree")
+}
