@@ -1,3 +1,11 @@
 //! Virtio devices and the transport that they share.
 
+pub mod chain;
+pub mod console;
 pub mod device;
+pub mod pmem;
+pub mod ring;
+pub mod rng;
+pub mod service;
+#[cfg(test)]
+pub mod testing;
