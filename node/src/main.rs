@@ -1,1 +1,60 @@
-fn main() {}
+//! The operator's command: puts Bulkhead on a node, checks it, and takes it off again.
+
+mod check;
+mod containerd;
+mod install;
+mod layout;
+mod record;
+mod uninstall;
+
+use clap::{Args, Parser, Subcommand};
+use layout::Layout;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "bulkhead", version, about = "Runs Kubernetes pods in microVMs: node installation and checks")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install from the unpacked bundle that this command is part of. Safe to run again.
+    Install(Target),
+    /// Remove what `install` put there and restore containerd's configuration.
+    Uninstall(Target),
+    /// Say whether this node can run pods, and what is missing.
+    Check {
+        /// Where the node's root directory is seen.
+        #[arg(long, default_value = "/")]
+        root: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Target {
+    /// Where the node's root directory is seen (an installer container mounts it elsewhere).
+    #[arg(long, default_value = "/")]
+    root: PathBuf,
+    /// Print what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Install(target) => install::install(&Layout::new(&target.root), target.dry_run).map(|()| true),
+        Command::Uninstall(target) => uninstall::uninstall(&Layout::new(&target.root), target.dry_run).map(|()| true),
+        Command::Check { root } => Ok(check::check(&Layout::new(&root))),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bulkhead: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

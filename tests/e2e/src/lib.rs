@@ -1,1 +1,56 @@
+//! What the end-to-end tests share. They run inside a node VM (tests/README.md), as root, against the node's own
+//! containerd, and drive it through `ctr`, as an operator would.
 
+pub mod container;
+pub mod leaks;
+pub mod terminal;
+pub mod vmm;
+
+pub use container::{Container, Finished, Running};
+
+use std::time::{Duration, Instant};
+
+/// The runtime under test.
+pub const RUNTIME: &str = "io.containerd.bulkhead.v2";
+
+/// A shell and its tools; small.
+pub const BUSYBOX: &str = "bulkhead.test/busybox:latest";
+
+/// An image whose configuration names no command.
+pub const NO_COMMAND: &str = "bulkhead.test/nocmd:latest";
+
+/// Debian with python3, redis, nginx and load tools.
+pub const DEBIAN: &str = "bulkhead.test/debian:latest";
+
+/// Longest wait for anything: a microVM under emulation takes seconds to boot, ten at once take ten times that.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Waits until `condition` holds; panics with `what` when it never does.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "gave up waiting until {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// SHA-256 in the spelling of `sha256sum`.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `length` bytes that no compression or line handling leaves intact by luck.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .flatten()
+    .take(length)
+    .collect()
+}

@@ -1,0 +1,62 @@
+//! Where things are on a node.
+
+use std::path::{Path, PathBuf};
+
+/// The directory that belongs to Bulkhead alone.
+pub const PREFIX: &str = "/opt/bulkhead";
+
+/// What containerd looks for when a pod asks for the runtime `io.containerd.bulkhead.v2`.
+pub const SHIM: &str = "containerd-shim-bulkhead-v2";
+
+/// The bundle's files, relative to its root and to [`PREFIX`], with their modes.
+pub const FILES: [(&str, u32); 8] = [
+    ("bin/containerd-shim-bulkhead-v2", 0o755),
+    ("bin/bulkhead-vmm", 0o755),
+    ("bin/bulkhead-fsd", 0o755),
+    ("bin/bulkhead", 0o755),
+    ("share/vmlinux", 0o644),
+    ("share/guest.erofs", 0o644),
+    ("LICENSE", 0o644),
+    ("VERSION", 0o644),
+];
+
+/// A node's paths, below the place where its root directory is seen.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_path_buf() }
+    }
+
+    /// An absolute path of the node, as this process sees it.
+    pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// A path below [`PREFIX`].
+    pub fn installed(&self, relative: &str) -> PathBuf {
+        self.at(PREFIX).join(relative)
+    }
+
+    /// The shim's name in a directory that is in every containerd's `PATH`.
+    pub fn shim_link(&self) -> PathBuf {
+        self.at("/usr/local/bin").join(SHIM)
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.at("/etc/bulkhead/config.toml")
+    }
+
+    pub fn containerd_config(&self) -> PathBuf {
+        self.at("/etc/containerd/config.toml")
+    }
+
+    /// What `install` did, for `uninstall`.
+    pub fn record(&self) -> PathBuf {
+        self.installed("installed.json")
+    }
+}

@@ -1,0 +1,107 @@
+//! What pods may leave on a node: counted before and after.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Names of everything on the node that a pod could have made.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Traces {
+    kinds: BTreeMap<&'static str, Vec<String>>,
+}
+
+impl Traces {
+    pub fn now() -> Self {
+        let mut kinds = BTreeMap::new();
+        kinds.insert("processes", processes());
+        kinds.insert("mounts", mounts());
+        kinds.insert("network interfaces", names("/sys/class/net"));
+        kinds.insert("cgroups", cgroups());
+        kinds.insert("sockets", names("/run/containerd/s"));
+        kinds.insert("user ids", names("/run/bulkhead/uids"));
+        kinds.insert("files", tree("/run/bulkhead"));
+        kinds.insert("bundles", tree("/run/containerd/io.containerd.runtime.v2.task"));
+        kinds.insert("loop devices", loops());
+        Self { kinds }
+    }
+
+    /// What is there now and was not there `before`, kind by kind.
+    pub fn since(&self, before: &Self) -> Vec<String> {
+        let fresh = |(kind, names): (&&'static str, &Vec<String>)| {
+            let known = before.kinds.get(*kind).cloned().unwrap_or_default();
+            names.iter().filter(|name| !known.contains(name)).map(|name| format!("{kind}: {name}")).collect::<Vec<_>>()
+        };
+        self.kinds.iter().flat_map(fresh).collect()
+    }
+}
+
+/// Fails with a list of what was left, after a grace in which exits may still be noticed.
+#[track_caller]
+pub fn assert_nothing_left_since(before: &Traces) {
+    let mut left = Vec::new();
+    for _ in 0..100 {
+        left = Traces::now().since(before);
+        if left.is_empty() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("left behind:\n{}", left.join("\n"));
+}
+
+fn names(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Our processes, zombies too, as `pid name`.
+fn processes() -> Vec<String> {
+    let pids = names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    let named = pids.filter_map(|pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        let ours = ["bulkhead", "containerd-shim"].iter().any(|prefix| name.starts_with(prefix));
+        ours.then(|| format!("{pid} {}", name.trim()))
+    });
+    named.collect()
+}
+
+fn mounts() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().filter_map(|line| line.split_whitespace().nth(4)).map(str::to_owned).collect()
+}
+
+fn cgroups() -> Vec<String> {
+    let mut found = Vec::new();
+    walk(Path::new("/sys/fs/cgroup"), &mut |path| {
+        if path.is_dir() {
+            found.push(path.display().to_string());
+        }
+    });
+    found
+}
+
+fn tree(root: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    walk(Path::new(root), &mut |path| found.push(path.display().to_string()));
+    // A namespace's directory stays for the next pod, like containerd's own.
+    found.retain(|path| Path::new(path).strip_prefix(root).is_ok_and(|rest| rest.components().count() > 1));
+    found
+}
+
+fn walk(directory: &Path, visit: &mut impl FnMut(&Path)) {
+    let entries: Vec<PathBuf> =
+        fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    for path in entries {
+        visit(&path);
+        if path.is_dir() && !path.is_symlink() {
+            walk(&path, visit);
+        }
+    }
+}
+
+/// Loop devices with a file behind them.
+fn loops() -> Vec<String> {
+    names("/sys/block").into_iter().filter(|name| Path::new("/sys/block").join(name).join("loop").is_dir()).collect()
+}

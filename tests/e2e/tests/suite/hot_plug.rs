@@ -1,0 +1,38 @@
+//! Containers that join a running microVM bring their root filesystem with them.
+
+use e2e::vmm::Vmm;
+use e2e::{BUSYBOX, Container};
+
+crate::for_each_snapshotter!(a_second_container_joins_the_first_ones_machine);
+
+const TYPE: &str = "io.kubernetes.cri.container-type";
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// The annotations that containerd's CRI plugin groups a pod's containers by.
+fn member(container: Container, sandbox: &str) -> Container {
+    container
+        .argument("--annotation")
+        .argument(&format!("{TYPE}=container"))
+        .argument("--annotation")
+        .argument(&format!("{SANDBOX}={sandbox}"))
+}
+
+fn a_second_container_joins_the_first_ones_machine(snapshotter: &str) {
+    let first = Container::new(BUSYBOX, snapshotter).command(&["/bin/sleep", "3600"]).start();
+    let machines = Vmm::all().len();
+    let boot = |text: String| text.lines().find(|line| !line.is_empty()).map(str::to_owned).expect("a boot id");
+    let script = "cat /proc/sys/kernel/random/boot_id";
+    let here = boot(first.shell(script).success().stdout());
+    for round in 0..3 {
+        let second = member(Container::new(BUSYBOX, snapshotter), first.id())
+            .shell(&format!("{script}; touch /round-{round}; ls /"))
+            .run();
+        let second = second.success().stdout();
+        assert_eq!(boot(second.clone()), here, "the second container runs in another machine");
+        let files = second.lines().filter(|line| line.starts_with("round-")).count();
+        assert_eq!(files, 1, "a root filesystem is not fresh: {second}");
+    }
+    assert_eq!(Vmm::all().len(), machines, "a machine of its own was made");
+    // The first one never noticed.
+    assert_eq!(boot(first.shell(script).success().stdout()), here);
+}
