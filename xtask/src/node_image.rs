@@ -46,9 +46,9 @@ fn build(edition: Edition, directory: &Path) -> Result<()> {
 
     let release = kernel_release(&root)?;
     prepare_modules(&root, &release, &log)?;
-    std::fs::rename(root.join(format!("boot/vmlinuz-{release}")), directory.join("vmlinuz"))?;
+    take_kernel(&root, &release, &directory.join("vmlinuz"))?;
     pack_initrd(&root, &release, directory)?;
-    std::fs::remove_dir_all(root.join("boot"))?;
+    std::fs::remove_dir_all(root.join("boot")).context("cannot remove /boot")?;
 
     // No journal: the disk of a node is thrown away, or shut down in order.
     let mut make = Command::new("mke2fs");
@@ -79,6 +79,14 @@ fn kernel_release(root: &Path) -> Result<String> {
     let mut entries = std::fs::read_dir(&modules).with_context(|| format!("cannot list {}", modules.display()))?;
     let entry = entries.next().context("the kernel package brought no modules")??;
     entry.file_name().into_string().ok().context("the kernel's release is not UTF-8")
+}
+
+/// Debian moved the kernel from /boot to the modules' directory after trixie.
+fn take_kernel(root: &Path, release: &str, to: &Path) -> Result<()> {
+    let places = [format!("boot/vmlinuz-{release}"), format!("usr/lib/modules/{release}/vmlinuz")];
+    let place = places.iter().map(|place| root.join(place)).find(|path| path.is_file());
+    let place = place.with_context(|| format!("the kernel's package has none of {places:?}"))?;
+    std::fs::rename(&place, to).with_context(|| format!("cannot move {}", place.display()))
 }
 
 /// Unpacks every module: xz takes seconds of boot time under emulation.
