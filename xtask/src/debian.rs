@@ -16,10 +16,15 @@ pub fn mirror() -> Result<String> {
     let release = std::fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
     let own = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     let own = own.context("/etc/os-release names no VERSION_CODENAME")?;
-    let mut apt = Command::new("apt-get");
-    apt.args(["indextargets", "--format", "$(CODENAME) $(SITE)", "Created-By: Packages"]);
-    let targets = run::output(&mut apt)?;
-    find_mirror(&targets, own).with_context(|| format!("apt has no source for Debian {own}; run apt-get update"))
+    // The code name is known once the lists have been fetched; before, there is what the source list says.
+    for form in [["$(CODENAME) $(SITE)", "--release-info"], ["$(RELEASE) $(SITE)", "--no-release-info"]] {
+        let mut apt = Command::new("apt-get");
+        let targets = run::output(apt.args(["indextargets", "Created-By: Packages", "--format"]).args(form))?;
+        if let Some(mirror) = find_mirror(&targets, own) {
+            return Ok(mirror);
+        }
+    }
+    bail!("apt has no source for Debian {own}")
 }
 
 fn find_mirror(targets: &str, codename: &str) -> Option<String> {

@@ -48,7 +48,7 @@ pub fn guest_image(agent: Option<&Path>) -> Result<PathBuf> {
 
 fn build_programs() -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--locked", "--target", TARGET]).current_dir(run::workspace());
+    cargo.args(["build", "--release", "--target", TARGET]).current_dir(run::workspace());
     for program in NODE_BINARIES.iter().chain([&AGENT]) {
         cargo.args(["--package", program]);
     }
