@@ -21,6 +21,7 @@ dist: setup
 check: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
+	cargo xtask policy
 	cargo test --workspace --exclude e2e
 
 # Removes what this checkout built. The cache of kernels and images stays: ~/.cache/bulkhead.

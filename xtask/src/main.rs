@@ -6,9 +6,11 @@ mod debian;
 mod dist;
 mod guest_image;
 mod kernel;
+mod links;
 mod node;
 mod node_image;
 mod run;
+mod zones;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -36,16 +38,26 @@ enum Task {
     },
     /// Builds the bundle that `bulkhead install` puts on a node and prints its path.
     Dist,
+    /// Checks that trust zones hold and that documents name files that exist.
+    Policy,
     /// Boots a node VM and runs commands in it.
     Node(node::Options),
 }
 
-fn main() -> Result<ExitCode> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    carry_out(Arguments::parse().command).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn carry_out(task: Task) -> Result<ExitCode> {
+    match task {
         Task::Kernel => print_path(&kernel::vmlinux()?),
         Task::Crun => print_path(&crun::binary()?),
         Task::GuestImage { agent } => print_path(&dist::guest_image(agent.as_deref())?),
         Task::Dist => print_path(&dist::bundle()?.archive),
+        Task::Policy => zones::check().and_then(|()| links::check()).map(|()| ExitCode::SUCCESS),
         Task::Node(options) => node::node(&options),
     }
 }
