@@ -1,5 +1,6 @@
 //! Virtio devices and the transport that they share.
 
+pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
@@ -9,3 +10,5 @@ pub mod rng;
 pub mod service;
 #[cfg(test)]
 pub mod testing;
+mod vectored;
+pub mod vsock;
