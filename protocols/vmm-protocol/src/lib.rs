@@ -27,6 +27,10 @@ pub const MAX_FDS: usize = 16;
 /// Longest text of an error that the VMM reports, in bytes. Longer ones are cut by the VMM.
 pub const MAX_ERROR: usize = 1024;
 
+/// vsock port of the host that the guest calls when its agent's services listen: the only one that means anything.
+/// The agent's protocol names it too.
+pub const READY_PORT: u32 = 1024;
+
 /// Position of a descriptor among those attached to the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdSlot(pub u8);

@@ -11,4 +11,5 @@ pub mod service;
 #[cfg(test)]
 pub mod testing;
 mod vectored;
+pub mod transport;
 pub mod vsock;
