@@ -1,5 +1,9 @@
 //! The VMM's parts. The binary composes them; tests and fuzzers use them one by one.
 
+pub mod control;
 pub mod jail;
+pub mod machine;
+pub mod pci;
+pub mod rate_limit;
 pub mod virtio;
 pub mod worker;

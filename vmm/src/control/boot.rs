@@ -1,0 +1,120 @@
+//! The first request: from a machine description to a running guest.
+
+#![expect(unsafe_code, reason = "KVM's wrapper takes descriptors as numbers")]
+
+use super::channel::{ChannelError, Descriptors};
+use crate::jail::{self, ThreadKind};
+use crate::machine::{Description, Machine, MachineError, Resources};
+use kvm_ioctls::Kvm;
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, VERSION};
+
+/// The KVM interface that this is written for; it has never changed.
+const KVM_API: i32 = 12;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error("shim has version {0}, and this VMM {VERSION}")]
+    Version(String),
+    #[error("machine has {0} vCPUs; 1 to {MAX_VCPUS} are possible")]
+    Vcpus(u8),
+    #[error("machine has {0} MiB of memory; {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} are possible")]
+    Memory(u32),
+    #[error(transparent)]
+    Descriptor(#[from] ChannelError),
+    #[error("the descriptor for KVM is something else")]
+    NotKvm,
+    // JAIL #[error("cannot enter the jail")]
+    // JAIL Jail(#[from] jail::JailError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error("cannot start the vCPUs")]
+    Vcpu(#[source] io::Error),
+    #[error("cannot confine the main thread")]
+    Confine(#[source] io::Error),
+}
+
+/// Boots the machine. From the jail on, this process can only use what it was handed.
+pub fn boot(request: &vmm_protocol::Machine, mut descriptors: Descriptors) -> Result<Machine, BootError> {
+    let description = validate(request)?;
+    let kvm = descriptors.take(request.kvm)?;
+    // SAFETY: the descriptor is ours, and goes over to the wrapper.
+    let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+    let resources = Resources {
+        kvm,
+        kernel: File::from(descriptors.take(request.kernel)?),
+        root_image: File::from(descriptors.take(request.root_image)?),
+        console: descriptors.take(request.console)?,
+    };
+    drop(descriptors);
+
+    // JAIL jail::enter(&request.jail)?;
+    if resources.kvm.get_api_version() != KVM_API {
+        return Err(BootError::NotKvm);
+    }
+    let mut machine = Machine::new(&description, resources)?;
+    machine.run().map_err(BootError::Vcpu)?;
+    // Last, since the filter of the main thread lets it make no machine and no vCPU. Until here nothing of the guest
+    // reaches this thread: devices start from the loop that follows.
+    jail::confine_thread(ThreadKind::Main).map_err(BootError::Confine)?;
+    Ok(machine)
+}
+
+fn validate(request: &vmm_protocol::Machine) -> Result<Description, BootError> {
+    if request.version != VERSION {
+        return Err(BootError::Version(request.version.clone()));
+    }
+    if !(1..=MAX_VCPUS).contains(&request.vcpus) {
+        return Err(BootError::Vcpus(request.vcpus));
+    }
+    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&request.memory_mib) {
+        return Err(BootError::Memory(request.memory_mib));
+    }
+    Ok(Description {
+        vcpus: request.vcpus,
+        memory_mib: request.memory_mib,
+        command_line: request.command_line.clone(),
+        debug_serial: request.debug_serial,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_protocol::{FdSlot, Jail};
+
+    fn request() -> vmm_protocol::Machine {
+        vmm_protocol::Machine {
+            version: VERSION.into(),
+            jail: Jail { uid: 70001, gid: 70001 },
+            vcpus: 1,
+            memory_mib: 128,
+            command_line: String::new(),
+            kvm: FdSlot(0),
+            kernel: FdSlot(1),
+            root_image: FdSlot(2),
+            console: FdSlot(3),
+            debug_serial: false,
+        }
+    }
+
+    #[test]
+    fn limits_are_checked() {
+        assert!(validate(&request()).is_ok());
+        for vcpus in [0, MAX_VCPUS + 1, u8::MAX] {
+            assert!(matches!(validate(&vmm_protocol::Machine { vcpus, ..request() }), Err(BootError::Vcpus(_))));
+        }
+        for memory_mib in [0, MIN_MEMORY_MIB - 1, MAX_MEMORY_MIB + 1, u32::MAX] {
+            let machine = vmm_protocol::Machine { memory_mib, ..request() };
+            assert!(matches!(validate(&machine), Err(BootError::Memory(_))));
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let machine = vmm_protocol::Machine { version: "0.0.0".into(), ..request() };
+        assert!(matches!(validate(&machine), Err(BootError::Version(_))));
+    }
+}

@@ -1,0 +1,161 @@
+//! The main thread's loop while the machine runs.
+
+use super::channel::{Channel, ChannelError, Descriptors};
+use super::{ControlError, event, reply, sentence};
+use crate::machine::{Attachment, Machine};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use vmm_protocol::{Answer, Call, Device, Event, Request, StopReason};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const CONTROL: u64 = 0;
+const STOPPED: u64 = 1;
+const ATTENTION: u64 = 2;
+const READY: u64 = 3;
+const ANSWERS: u64 = 4;
+const SOURCES: usize = 5;
+
+/// Answers that other threads have found; the main thread alone writes to the control socket.
+#[derive(Debug)]
+struct Answers {
+    waiting: Mutex<Vec<(u32, Result<Answer, String>)>>,
+    event: EventFd,
+}
+
+impl Answers {
+    fn push(&self, id: u32, result: Result<Answer, String>) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((id, result));
+        if let Err(error) = self.event.write(1) {
+            tracing::warn!(%error, "cannot wake the main thread");
+        }
+    }
+
+    fn take(&self) -> Vec<(u32, Result<Answer, String>)> {
+        // The event first: answers that come after it raise it again. Nothing to read is fine.
+        let _ = self.event.read();
+        std::mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What the loop goes on with.
+enum Next {
+    Wait,
+    End,
+}
+
+#[derive(Debug)]
+pub struct Session<S> {
+    channel: Channel<S>,
+    machine: Machine,
+    answers: Arc<Answers>,
+    epoll: Epoll,
+    agent_ready: bool,
+}
+
+impl<S: AsFd> Session<S> {
+    pub fn new(channel: Channel<S>, machine: Machine) -> io::Result<Self> {
+        let answers = Answers { waiting: Mutex::new(Vec::new()), event: EventFd::new(EFD_NONBLOCK)? };
+        let epoll = Epoll::new()?;
+        let sources = [
+            (channel.as_raw_fd(), CONTROL),
+            (machine.stop().event().as_raw_fd(), STOPPED),
+            (machine.attention().event().as_raw_fd(), ATTENTION),
+            (machine.ready().as_raw_fd(), READY),
+            (answers.event.as_raw_fd(), ANSWERS),
+        ];
+        for (descriptor, token) in sources {
+            epoll.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, token))?;
+        }
+        Ok(Self { channel, machine, answers: Arc::new(answers), epoll, agent_ready: false })
+    }
+
+    /// Serves the machine and the shim until one of them is gone.
+    pub fn serve(mut self) -> Result<(), ControlError> {
+        let mut events = [EpollEvent::default(); SOURCES];
+        loop {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(ControlError::Wait(error)),
+            };
+            for ready in &events[..count] {
+                if matches!(self.handle(ready.data())?, Next::End) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, token: u64) -> Result<Next, ControlError> {
+        match token {
+            CONTROL => match self.channel.receive() {
+                Ok(Some((request, descriptors))) => self.request(request, descriptors)?,
+                Ok(None) => return Ok(Next::End),
+                Err(error) => return Err(error.into()),
+            },
+            STOPPED => {
+                let unknown = || StopReason::Failed("a vCPU stopped without a reason".into());
+                let reason = self.machine.stop().reason().unwrap_or_else(unknown);
+                event(&self.channel, Event::Stopped(reason))?;
+                return Ok(Next::End);
+            }
+            ATTENTION => self.machine.service(),
+            READY => {
+                // Whatever it counts: the agent is ready once.
+                let _ = self.machine.ready().read();
+                if !self.agent_ready {
+                    self.agent_ready = true;
+                    event(&self.channel, Event::AgentReady)?;
+                }
+            }
+            _ => {
+                for (id, result) in self.answers.take() {
+                    reply(&self.channel, id, result)?;
+                }
+            }
+        }
+        Ok(Next::Wait)
+    }
+
+    /// Carries out a request. One that fails is answered so; the machine goes on.
+    fn request(&mut self, request: Request, descriptors: Descriptors) -> Result<(), ChannelError> {
+        let id = request.id;
+        let result = match request.call {
+            Call::Boot(_) => Err("machine has booted already".into()),
+            Call::Attach(device) => self.attach(device, descriptors),
+            Call::Detach { device } if self.machine.detach(device) => Ok(Answer::Done),
+            Call::Detach { device } => Err(format!("no device {} is attached", device.0)),
+            Call::Connect { port, stream } => match { descriptors }.take(stream) {
+                Ok(stream) => {
+                    let answers = Arc::clone(&self.answers);
+                    let done = move |result: Result<(), _>| {
+                        answers.push(id, result.map(|()| Answer::Done).map_err(|error| sentence(&error)));
+                    };
+                    self.machine.connector().connect(port, stream, Box::new(done));
+                    return Ok(());
+                }
+                Err(error) => Err(sentence(&error)),
+            },
+        };
+        reply(&self.channel, id, result)
+    }
+
+    fn attach(&mut self, device: Device, descriptors: Descriptors) -> Result<Answer, String> {
+        let attachment = attachment(device, descriptors).map_err(|error| sentence(&error))?;
+        let (device, address) = self.machine.attach(attachment).map_err(|error| sentence(&error))?;
+        Ok(Answer::Attached { device, address })
+    }
+}
+
+fn attachment(device: Device, mut descriptors: Descriptors) -> Result<Attachment, ChannelError> {
+    Ok(match device {
+        Device::Block { image, read_only } => {
+            Attachment::Block { image: File::from(descriptors.take(image)?), read_only }
+        }
+        Device::Net { tap, mac, mtu } => Attachment::Net { tap: File::from(descriptors.take(tap)?), mac, mtu },
+        Device::Fs { tag, server } => Attachment::Fs { tag, server: descriptors.take(server)? },
+    })
+}

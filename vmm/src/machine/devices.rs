@@ -1,0 +1,65 @@
+//! The machine's devices: which are there from the start, and what a message attaches later.
+
+use crate::virtio::block::{Block, BlockError};
+use crate::virtio::console::Console;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::pmem::Pmem;
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Connector, Vsock};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The guest's address on its vsock: one guest per VMM, so it is always the same.
+pub const GUEST_CID: u32 = 3;
+
+/// Slots of the devices that every machine has.
+pub const ROOT_SLOT: u8 = 1;
+pub const CONSOLE_SLOT: u8 = 2;
+pub const RNG_SLOT: u8 = 3;
+pub const VSOCK_SLOT: u8 = 4;
+/// First slot for hot-plug.
+pub const FIRST_FREE_SLOT: u8 = 5;
+
+/// A device and its slot.
+pub type Placed = (u8, Box<dyn VirtioDevice>);
+
+/// A device to attach, with the descriptors that it needs.
+#[derive(Debug)]
+pub enum Attachment {
+    Block { image: File, read_only: bool },
+    Net { tap: File, mac: [u8; 6], mtu: u16 },
+    Fs { tag: String, server: OwnedFd },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("cannot open the block device")]
+    Block(#[from] BlockError),
+    #[error("no such device yet")]
+    Missing,
+}
+
+impl Attachment {
+    pub fn into_device(self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+        Ok(match self {
+            Self::Block { image, read_only } => Box::new(Block::new(image, read_only)?),
+            Self::Net { .. } | Self::Fs { .. } => return Err(DeviceError::Missing),
+        })
+    }
+}
+
+/// The devices that every machine has, by slot, and the way to connect to the guest.
+pub fn cold(root_image: &Range<u64>, console: OwnedFd, ready: EventFd) -> io::Result<(Vec<Placed>, Connector)> {
+    let (vsock, connector) = Vsock::new(GUEST_CID, ready)?;
+    let root = Pmem::new(root_image.start, root_image.end - root_image.start);
+    let devices: Vec<Placed> = vec![
+        (ROOT_SLOT, Box::new(root)),
+        (CONSOLE_SLOT, Box::new(Console::new(console))),
+        (RNG_SLOT, Box::new(Rng::new())),
+        (VSOCK_SLOT, Box::new(vsock)),
+    ];
+    Ok((devices, connector))
+}

@@ -1,0 +1,1 @@
+//! Kernels that are not what they should be.

@@ -1,0 +1,157 @@
+//! The machine: guest memory, interrupt controllers, vCPUs, a PCI bus with devices.
+
+mod devices;
+mod exits;
+mod interrupts;
+mod kernel;
+mod memory;
+mod serial;
+mod setup;
+mod vcpu;
+mod x86_64;
+
+pub use devices::{Attachment, DeviceError};
+pub use kernel::KernelError;
+pub use memory::MemoryError;
+pub use setup::{Description, MachineError, Resources};
+pub use vcpu::Stop;
+
+use crate::pci::{Bus, SLOTS};
+use crate::virtio::device::{GuestMemory, VirtioDevice};
+use crate::virtio::transport::{Attention, VirtioFunction};
+use crate::virtio::vsock::Connector;
+use exits::Exits;
+use interrupts::{Interrupts, KvmDoorbells};
+use kvm_ioctls::{VcpuFd, VmFd};
+use memory::RootImage;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+use vmm_protocol::{DeviceId, PciAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+/// A machine, as the main thread holds it. Its vCPU threads hold the bus; they end with the process.
+#[derive(Debug)]
+pub struct Machine {
+    memory: GuestMemory,
+    bus: Arc<Bus>,
+    attention: Arc<Attention>,
+    interrupts: Interrupts,
+    doorbells: KvmDoorbells,
+    functions: BTreeMap<u8, Arc<VirtioFunction>>,
+    attached: HashMap<DeviceId, u8>,
+    next_id: u32,
+    connector: Connector,
+    ready: EventFd,
+    stop: Arc<Stop>,
+    /// vCPUs until they are started.
+    vcpus: Vec<VcpuFd>,
+    exits: Arc<Exits>,
+    /// Mapped while the guest may read it.
+    _root_image: RootImage,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error("all PCI slots are taken")]
+    NoSlot,
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("cannot connect the device's interrupts")]
+    Interrupts(#[source] io::Error),
+    #[error("cannot make the device's event descriptors")]
+    Events(#[source] io::Error),
+}
+
+impl Machine {
+    /// Starts the vCPUs: from here on the guest runs.
+    pub fn run(&mut self) -> io::Result<()> {
+        for vcpu in std::mem::take(&mut self.vcpus) {
+            vcpu::spawn(vcpu, Arc::clone(&self.exits), Arc::clone(&self.stop))?;
+        }
+        Ok(())
+    }
+
+    /// Why the machine stopped, once [`Stop::event`] is readable.
+    pub fn stop(&self) -> &Arc<Stop> {
+        &self.stop
+    }
+
+    /// Work for [`Machine::service`] while its event is readable.
+    pub fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    /// Signalled when the agent called the ready port.
+    pub fn ready(&self) -> &EventFd {
+        &self.ready
+    }
+
+    /// Opens connections to the guest.
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Does what vCPUs asked for.
+    pub fn service(&self) {
+        let wanted = self.attention.take();
+        for slot in wanted.slots() {
+            if let Some(function) = self.functions.get(&slot) {
+                function.service(&self.doorbells);
+            }
+        }
+        if wanted.routes()
+            && let Err(error) = self.interrupts.apply()
+        {
+            crate::guest_warn!(%error, "cannot route interrupts");
+        }
+    }
+
+    /// Hot-plugs a device. The guest sees it when it looks.
+    pub fn attach(&mut self, attachment: Attachment) -> Result<(DeviceId, PciAddress), AttachError> {
+        let slot = self.free_slot().ok_or(AttachError::NoSlot)?;
+        let address = PciAddress::new(slot).ok_or(AttachError::NoSlot)?;
+        self.insert(slot, attachment.into_device()?)?;
+        let id = DeviceId(self.next_id);
+        self.next_id += 1;
+        self.attached.insert(id, slot);
+        Ok((id, address))
+    }
+
+    /// Removes a device that was attached. False when there is none by this id.
+    pub fn detach(&mut self, id: DeviceId) -> bool {
+        let Some(slot) = self.attached.remove(&id) else { return false };
+        // Off the bus first, so that the guest cannot start it again.
+        self.bus.remove(slot);
+        if let Some(function) = self.functions.remove(&slot) {
+            function.retire(&self.doorbells);
+        }
+        self.interrupts.disconnect(slot);
+        if let Err(error) = self.interrupts.apply() {
+            tracing::warn!(%error, "cannot route interrupts");
+        }
+        true
+    }
+
+    fn free_slot(&self) -> Option<u8> {
+        (devices::FIRST_FREE_SLOT..)
+            .take_while(|slot| usize::from(*slot) < SLOTS)
+            .find(|slot| !self.functions.contains_key(slot))
+    }
+
+    fn insert(&mut self, slot: u8, device: Box<dyn VirtioDevice>) -> Result<(), AttachError> {
+        let memory = Arc::clone(&self.memory);
+        let function = VirtioFunction::new(slot, device, memory, Arc::clone(&self.attention));
+        let function = Arc::new(function.map_err(AttachError::Events)?);
+        self.interrupts.connect(slot, function.vectors()).map_err(AttachError::Interrupts)?;
+        if !self.bus.insert(slot, function.clone()) {
+            self.interrupts.disconnect(slot);
+            return Err(AttachError::NoSlot);
+        }
+        self.functions.insert(slot, function);
+        Ok(())
+    }
+}
+
+/// KVM for one machine.
+type Vm = Arc<VmFd>;

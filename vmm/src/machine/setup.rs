@@ -1,0 +1,208 @@
+//! Builds the machine, in the order that KVM and the kernel's boot protocol ask for.
+
+use super::devices;
+use super::exits::Exits;
+use super::interrupts::{Interrupts, KvmDoorbells};
+use super::kernel::{self, KernelError};
+use super::memory::{self, MemoryError, RootImage};
+use super::serial::DebugSerial;
+use super::vcpu::Stop;
+use super::x86_64::{boot_params, cpuid, layout, mptable, registers};
+use super::{AttachError, Machine, Vm};
+use crate::pci::Bus;
+use crate::virtio::device::GuestMemory;
+use crate::virtio::transport::Attention;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Parameters that belong to this machine and its root image.
+///
+/// `reboot=t`: a triple fault is the one way out of a machine without firmware. `panic=-1`: a guest that panicked
+/// helps nobody by waiting.
+const COMMAND_LINE: &str = "console=hvc0 root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro init=/init \
+    reboot=t panic=-1 nomodule tsc=reliable cryptomgr.notests";
+const QUIET: &str = "quiet 8250.nr_uarts=0";
+const DEBUG_SERIAL: &str = "earlyprintk=ttyS0,115200 console=ttyS0 8250.nr_uarts=1";
+
+/// What to build; the protocol's crate has the limits.
+#[derive(Clone, Debug)]
+pub struct Description {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    /// Added to the VMM's own.
+    pub command_line: String,
+    pub debug_serial: bool,
+}
+
+/// What to build it from.
+#[derive(Debug)]
+pub struct Resources {
+    pub kvm: Kvm,
+    pub kernel: File,
+    pub root_image: File,
+    /// Write end of a pipe; becomes non-blocking.
+    pub console: OwnedFd,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("cannot write the boot tables")]
+    BootTables(#[from] GuestMemoryError),
+    #[error("cannot write the zero page")]
+    ZeroPage(#[source] linux_loader::configurator::Error),
+    #[error("kernel command line is {0} bytes long or holds a control character; the limit is {max} bytes", max = layout::COMMAND_LINE_SIZE - 1)]
+    CommandLine(usize),
+    #[error("KVM cannot {0}")]
+    Kvm(&'static str, #[source] kvm_ioctls::Error),
+    #[error("cannot make an event descriptor")]
+    Events(#[source] io::Error),
+    #[error("cannot add a device to the machine")]
+    Device(#[from] AttachError),
+}
+
+/// Names the step of a failed KVM call.
+fn kvm<T>(step: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, MachineError> {
+    result.map_err(|error| MachineError::Kvm(step, error))
+}
+
+impl Machine {
+    /// Builds a machine that is ready to run.
+    pub fn new(description: &Description, resources: Resources) -> Result<Self, MachineError> {
+        let ram = layout::ram(u64::from(description.memory_mib) << 20);
+        let memory = memory::guest_memory(&ram)?;
+        let root_image = RootImage::map(&resources.root_image, &ram)?;
+        let entry = load_guest(description, &resources.kernel, &ram, &memory)?;
+
+        let vm = create_vm(&resources.kvm)?;
+        memory::give_to_guest(&vm, &memory, &root_image)?;
+        let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, entry)?;
+
+        let serial = if description.debug_serial {
+            Some(DebugSerial::new(resources.console.try_clone().map_err(MachineError::Events)?))
+        } else {
+            None
+        };
+        let bus = Arc::new(Bus::new());
+        let exits = Exits { bus: Arc::clone(&bus), serial, root_image: root_image.guest.clone() };
+        let ready = EventFd::new(EFD_NONBLOCK).map_err(MachineError::Events)?;
+        let signal = ready.try_clone().map_err(MachineError::Events)?;
+        let (cold, connector) =
+            devices::cold(&root_image.guest, resources.console, signal).map_err(MachineError::Events)?;
+
+        let mut machine = Self {
+            memory,
+            bus,
+            attention: Arc::new(Attention::new().map_err(MachineError::Events)?),
+            interrupts: Interrupts::new(Arc::clone(&vm)),
+            doorbells: KvmDoorbells(vm),
+            functions: BTreeMap::new(),
+            attached: HashMap::new(),
+            next_id: 0,
+            connector,
+            ready,
+            stop: Arc::new(Stop::new().map_err(MachineError::Events)?),
+            vcpus,
+            exits: Arc::new(exits),
+            _root_image: root_image,
+        };
+        for (slot, device) in cold {
+            machine.insert(slot, device)?;
+        }
+        Ok(machine)
+    }
+}
+
+/// Kernel, command line and tables into guest memory. Returns the kernel's entry.
+fn load_guest(
+    description: &Description,
+    kernel: &File,
+    ram: &[std::ops::Range<u64>],
+    memory: &GuestMemory,
+) -> Result<u64, MachineError> {
+    let entry = kernel::load(kernel, memory)?;
+    memory.write_slice(&command_line(description)?, GuestAddress(layout::COMMAND_LINE))?;
+    memory.write_slice(&mptable::table(description.vcpus), GuestAddress(layout::MP_TABLE))?;
+    registers::write_tables(memory)?;
+    let zero_page = BootParams::new(&boot_params::zero_page(ram), GuestAddress(layout::ZERO_PAGE));
+    LinuxBootConfigurator::write_bootparams(&zero_page, memory.as_ref()).map_err(MachineError::ZeroPage)?;
+    Ok(entry)
+}
+
+/// The kernel's command line with its terminating zero.
+fn command_line(description: &Description) -> Result<Vec<u8>, MachineError> {
+    let output = if description.debug_serial { DEBUG_SERIAL } else { QUIET };
+    let line = format!("{COMMAND_LINE} {output} {}", description.command_line);
+    if line.len() >= layout::COMMAND_LINE_SIZE || line.chars().any(char::is_control) {
+        return Err(MachineError::CommandLine(line.len()));
+    }
+    let mut bytes = line.into_bytes();
+    bytes.push(0);
+    Ok(bytes)
+}
+
+fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
+    let vm = kvm("create a machine", kvm_device.create_vm())?;
+    // Both before the first vCPU.
+    kvm("place its task state", vm.set_tss_address(layout::KVM_TSS))?;
+    kvm("place its identity map", vm.set_identity_map_address(layout::KVM_IDENTITY_MAP))?;
+    kvm("create interrupt controllers", vm.create_irq_chip())?;
+    let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    kvm("create a timer", vm.create_pit2(timer))?;
+    Ok(Arc::new(vm))
+}
+
+fn create_vcpus(kvm_device: &Kvm, vm: &Vm, count: u8, entry: u64) -> Result<Vec<VcpuFd>, MachineError> {
+    let supported = kvm("tell its CPUID", kvm_device.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+    let tsc_deadline = kvm_device.check_extension(Cap::TscDeadlineTimer);
+    (0..count)
+        .map(|id| {
+            let vcpu = kvm("create a vCPU", vm.create_vcpu(u64::from(id)))?;
+            let entries = cpuid::normalize(&supported, cpuid::Processor { id, count }, tsc_deadline);
+            let cpuid = CpuId::from_entries(&entries);
+            // As many entries as KVM knows, and three more: always below the limit.
+            let cpuid = cpuid.map_err(|_| MachineError::Kvm("hold the CPUID", kvm_ioctls::Error::new(libc::E2BIG)))?;
+            kvm("set the CPUID", vcpu.set_cpuid2(&cpuid))?;
+            kvm("set model-specific registers", registers::set_msrs(&vcpu))?;
+            kvm("wire the local APIC", registers::wire_local_apic(&vcpu))?;
+            if id == 0 {
+                kvm("set the registers", registers::enter_kernel(&vcpu, entry))?;
+            }
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn description(command_line: &str) -> Description {
+        Description { vcpus: 1, memory_mib: 64, command_line: command_line.into(), debug_serial: false }
+    }
+
+    #[test]
+    fn the_command_line_ends_with_the_shims_part_and_a_zero() {
+        let line = command_line(&description("bulkhead.debug=1")).unwrap();
+        assert!(line.ends_with(b" bulkhead.debug=1\0"));
+    }
+
+    #[test]
+    fn long_or_split_command_lines_are_refused() {
+        assert!(command_line(&description(&"x".repeat(2048))).is_err());
+        assert!(command_line(&description("a\0b")).is_err());
+        assert!(command_line(&description("a\nb")).is_err());
+    }
+}

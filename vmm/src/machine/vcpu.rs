@@ -1,0 +1,72 @@
+//! vCPU threads.
+
+use super::exits::Exits;
+use crate::jail::{self, ThreadKind};
+use kvm_ioctls::VcpuFd;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use vmm_protocol::StopReason;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How the first vCPU that stops tells the main thread.
+#[derive(Debug)]
+pub struct Stop {
+    reason: Mutex<Option<StopReason>>,
+    event: EventFd,
+}
+
+impl Stop {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { reason: Mutex::new(None), event: EventFd::new(EFD_NONBLOCK)? })
+    }
+
+    /// Readable once the machine has stopped.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Why it stopped.
+    pub fn reason(&self) -> Option<StopReason> {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The first reason counts.
+    fn signal(&self, reason: StopReason) {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        if self.event.write(1).is_err() {
+            // Nobody would ever learn of it: an ended process is what the shim watches for.
+            std::process::abort();
+        }
+    }
+}
+
+/// Runs a vCPU on a thread of its own until the machine stops. The process ends then, so nobody waits for it.
+pub fn spawn(vcpu: VcpuFd, exits: Arc<Exits>, stop: Arc<Stop>) -> io::Result<()> {
+    let name = ThreadKind::Vcpu.name().into();
+    std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || {
+        let reason = match jail::confine_thread(ThreadKind::Vcpu) {
+            Ok(()) => run(vcpu, &exits),
+            Err(error) => StopReason::Failed(format!("cannot confine a vCPU thread: {error}")),
+        };
+        stop.signal(reason);
+    })?;
+    Ok(())
+}
+
+/// Runs a vCPU until its guest stops.
+pub fn run(mut vcpu: VcpuFd, exits: &Exits) -> StopReason {
+    loop {
+        match vcpu.run() {
+            Ok(exit) => {
+                if let Some(reason) = exits.handle(exit) {
+                    return reason;
+                }
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) => return StopReason::Failed(format!("cannot run a vCPU: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

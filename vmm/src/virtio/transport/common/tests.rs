@@ -1,0 +1,1 @@
+//! Registers under every access, in every state.
