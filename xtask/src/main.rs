@@ -1,5 +1,6 @@
 //! The developer's commands. CI runs the same ones. `cargo xtask --help` lists them.
 
+mod bootstrap;
 mod cache;
 mod crun;
 mod debian;
@@ -9,6 +10,8 @@ mod kernel;
 mod links;
 mod node;
 mod node_image;
+mod oci_images;
+mod oci_layout;
 mod run;
 mod zones;
 
@@ -40,6 +43,8 @@ enum Task {
     Dist,
     /// Checks that trust zones hold and that documents name files that exist.
     Policy,
+    /// Builds the OCI images that tests run and prints their directory.
+    OciImages,
     /// Boots a node VM and runs commands in it.
     Node(node::Options),
 }
@@ -58,6 +63,7 @@ fn carry_out(task: Task) -> Result<ExitCode> {
         Task::GuestImage { agent } => print_path(&dist::guest_image(agent.as_deref())?),
         Task::Dist => print_path(&dist::bundle()?.archive),
         Task::Policy => zones::check().and_then(|()| links::check()).map(|()| ExitCode::SUCCESS),
+        Task::OciImages => print_path(&oci_images::archives()?),
         Task::Node(options) => node::node(&options),
     }
 }

@@ -1,6 +1,7 @@
 //! Node images: what a node VM boots, made from Debian packages. `images/node/` holds the recipe.
 
-use crate::{cache, debian, run};
+use crate::bootstrap::Root;
+use crate::{cache, run};
 use anyhow::{Context, Result};
 use node_vm::{DiskFormat, Edition, NodeImage};
 use std::path::{Path, PathBuf};
@@ -11,9 +12,6 @@ const DISK_SIZE: &str = "16G";
 
 /// Changed by hand when this file makes a different image from the same recipe.
 const RECIPE_VERSION: &str = "1";
-
-/// What the node's root has no use for.
-const UNWANTED: &[&str] = &["doc/*", "man/*", "info/*", "locale/*", "i18n/*", "lintian/*", "bash-completion/*"];
 
 /// Modules of the initrd, in loading order: what it takes to see the root disk.
 const INITRD_MODULES: &[&str] = &["virtio_blk"];
@@ -39,7 +37,9 @@ fn recipe() -> PathBuf {
 fn build(edition: Edition, directory: &Path) -> Result<()> {
     let root = directory.join("root");
     let log = directory.join("build.log");
-    install_packages(edition, &root, &log)?;
+    let hook = format!("--customize-hook={}", recipe().join("kernel-hook").display());
+    let (packages, options) = (recipe().join("packages"), &[hook.as_str()]);
+    Root { suite: edition.suite(), variant: "essential", packages: &packages, options }.make(&root, &log)?;
     run::run(Command::new("cp").arg("-a").arg(recipe().join("root/.")).arg(&root))?;
     std::fs::copy(recipe().join("modules"), root.join("etc/node-modules"))?;
     std::os::unix::fs::symlink("../bin/busybox", root.join("usr/sbin/init"))?;
@@ -55,23 +55,6 @@ fn build(edition: Edition, directory: &Path) -> Result<()> {
     make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1", "-N", "400000", "-d"]);
     run::run_logged(make.arg(&root).arg(directory.join("root.ext4")).arg(DISK_SIZE), &log)?;
     std::fs::remove_dir_all(&root).context("cannot remove the unpacked root")
-}
-
-fn install_packages(edition: Edition, root: &Path, log: &Path) -> Result<()> {
-    let packages = std::fs::read_to_string(recipe().join("packages"))?;
-    let packages: Vec<&str> =
-        packages.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-    let mut command = Command::new("mmdebstrap");
-    command.args(["--mode=root", "--variant=essential"]);
-    command.arg(format!("--include={}", packages.join(",")));
-    command.arg(format!("--keyring={}", debian::KEYRING));
-    // A mirror snapshot of a testing suite may be past its date; its signature is checked all the same.
-    command.args(["--aptopt=Acquire::Check-Valid-Until \"false\"", "--aptopt=APT::Install-Recommends \"false\""]);
-    for path in UNWANTED {
-        command.arg(format!("--dpkgopt=path-exclude=/usr/share/{path}"));
-    }
-    command.arg(format!("--customize-hook={}", recipe().join("kernel-hook").display()));
-    run::run_logged(command.arg(edition.suite()).arg(root).arg(debian::mirror()?), log)
 }
 
 fn kernel_release(root: &Path) -> Result<String> {
