@@ -1,1 +1,12 @@
-fn main() {}
+//! The guest's `/init`.
+
+use bulkhead_agent::{guest, init};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("bulkhead-agent: this is PID 1 of a Bulkhead guest and does nothing elsewhere");
+        return ExitCode::FAILURE;
+    }
+    init::run(guest::run)
+}

@@ -1,0 +1,155 @@
+//! Making a container, and what follows its first process until the end.
+
+use super::{Container, Process, remove};
+use crate::agent::Agent;
+use crate::cgroup::{Cgroup, OomCounter};
+use crate::error::Error;
+use crate::id::{ContainerId, ProcessName};
+use crate::reaper::Child;
+use crate::rootfs::{Rootfs, Source};
+use crate::spec::{CGROUP_PARENT, ContainerSpec};
+use crate::stdio::{ConsoleSocket, Stdio, Wanted};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the end of a container's added processes may hold up the report of its own end.
+const LAST_EXECS: Duration = Duration::from_secs(2);
+
+/// What the shim asked for, checked.
+#[derive(Debug)]
+pub struct CreateRequest {
+    pub id: ContainerId,
+    pub spec: Vec<u8>,
+    pub rootfs: Source,
+    pub wanted: Wanted,
+}
+
+impl Container {
+    /// Everything that was made is taken away again when a later step fails.
+    pub async fn create(agent: &Agent, request: CreateRequest) -> Result<(), Error> {
+        let reservation = agent.containers.reserve(&request.id)?;
+        let bundle = agent.paths.bundle(&request.id);
+        let target = bundle.join("rootfs");
+        let spec = ContainerSpec::for_guest(&request.spec, &request.id, &target)?;
+        std::fs::create_dir_all(&target).map_err(Error::system("create", target.display()))?;
+        let rootfs = match mount_rootfs(agent, &spec, request.rootfs, &target).await {
+            Ok(rootfs) => rootfs,
+            Err(error) => {
+                std::fs::remove_dir_all(&bundle).ok();
+                return Err(error);
+            }
+        };
+        match create_process(agent, &request.id, &spec, &bundle, request.wanted).await {
+            Ok((init, child)) => {
+                let container = Self::assemble(agent, request.id, bundle, rootfs, init, child);
+                reservation.fill(container);
+                Ok(())
+            }
+            Err(error) => {
+                remove::take_away(agent, &request.id, &bundle, &rootfs).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn assemble(
+        agent: &Agent,
+        id: ContainerId,
+        bundle: std::path::PathBuf,
+        rootfs: Rootfs,
+        init: Process,
+        child: Child,
+    ) -> Arc<Self> {
+        let cgroup = Cgroup::new(agent.paths.cgroups.join(CGROUP_PARENT).join(id.as_str()));
+        let oom = OomCounter::open(id.clone(), &cgroup, agent.oom_events.clone()).map(Arc::new);
+        let container = Arc::new(Self {
+            id,
+            cgroup,
+            init: Arc::new(init),
+            bundle,
+            rootfs,
+            execs: std::sync::Mutex::default(),
+            paused: tokio::sync::Mutex::new(false),
+            watchers: std::sync::Mutex::default(),
+        });
+        let mut watchers = container.watchers.lock().expect("no holder panics");
+        if let Some(oom) = oom.clone() {
+            let watching = async move {
+                if let Err(error) = oom.watch().await {
+                    tracing::warn!(%error, "out-of-memory kills are told late");
+                }
+            };
+            watchers.push(tokio::spawn(watching).abort_handle());
+        }
+        watchers.push(tokio::spawn(follow(Arc::downgrade(&container), child, oom)).abort_handle());
+        drop(watchers);
+        container
+    }
+}
+
+async fn mount_rootfs(agent: &Agent, spec: &ContainerSpec, source: Source, target: &Path) -> Result<Rootfs, Error> {
+    if spec.uses_share() {
+        agent.share.ensure().await?;
+    }
+    for (name, value) in &spec.network_sysctls {
+        set_sysctl(name, value)?;
+    }
+    Rootfs::mount(source, target.to_owned(), &agent.pci, &agent.share).await
+}
+
+/// The container in crun's hands, its first process waiting for the start.
+async fn create_process(
+    agent: &Agent,
+    id: &ContainerId,
+    spec: &ContainerSpec,
+    bundle: &Path,
+    wanted: Wanted,
+) -> Result<(Process, Child), Error> {
+    let config = bundle.join("config.json");
+    std::fs::write(&config, spec.to_json()).map_err(Error::system("write", config.display()))?;
+    let name = ProcessName { container: id.clone(), exec: None };
+    let (stdio, child) = if spec.terminal() {
+        let stdio = Stdio::terminal(wanted);
+        let socket = ConsoleSocket::bind(agent.paths.scratch("console")).map_err(Error::system("listen for", &name))?;
+        let child = agent.crun.create(id, bundle, Default::default(), Some(socket.path())).await?;
+        stdio.set_terminal(socket.receive().map_err(Error::system("take the terminal of", &name))?);
+        (stdio, child)
+    } else {
+        let (stdio, ends) = Stdio::pipes(wanted)?;
+        let child = agent.crun.create(id, bundle, ends, None).await?;
+        (stdio, child)
+    };
+    Ok((Process::new(name, stdio, Some(child.clone())), child))
+}
+
+/// Reports the container's end: after an out-of-memory kill that caused it, and after its added processes.
+async fn follow(container: std::sync::Weak<Container>, mut child: Child, oom: Option<Arc<OomCounter>>) {
+    let exit = child.wait().await;
+    let Some(container) = container.upgrade() else { return };
+    if let Some(oom) = oom {
+        oom.check();
+    }
+    // Without a pid namespace of its own, the rest would live on.
+    if let Err(error) = container.cgroup.kill() {
+        tracing::warn!(container = %container.id, %error, "processes may be left");
+    }
+    let execs: Vec<_> = container.execs().values().map(|exec| Arc::clone(&exec.process)).collect();
+    let running = execs.iter().filter(|process| process.pid().is_some());
+    let ended = futures::future::join_all(running.map(|process| process.end()));
+    if tokio::time::timeout(LAST_EXECS, ended).await.is_err() {
+        tracing::warn!(container = %container.id, "an added process outlives its container");
+    }
+    container.init.ended(exit);
+}
+
+fn set_sysctl(name: &str, value: &str) -> Result<(), Error> {
+    // A dot within a name, as in an interface's, is spelled as a slash: the other way round in the path.
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let path = Path::new("/proc/sys").join(name.chars().map(swap).collect::<String>());
+    std::fs::write(&path, value).map_err(Error::system("set the sysctl", name))
+}

@@ -1,0 +1,191 @@
+//! crun's command line, and its last words when it fails.
+//!
+//! crun shares its standard streams with the container, so errors come through a log file. Every run has
+//! a deadline: a runtime that hangs must not hold the shim's call, nor the slot of the next one.
+
+use crate::error::Error;
+use crate::id::ContainerId;
+use crate::reaper::{Child, Exit, Launch, Reaper};
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Runs at the same time. More would only take memory from the containers.
+const SLOTS: usize = 8;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Longest log that is searched for an error, and the longest error taken from it, in bytes.
+const MAX_LOG: usize = 64 * 1024;
+const MAX_MESSAGE: usize = 1024;
+
+/// The standard streams of a process that crun is to create; `None` is /dev/null.
+#[derive(Debug, Default)]
+pub struct ProcessStreams {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+#[derive(Debug)]
+pub struct Crun {
+    program: PathBuf,
+    state: PathBuf,
+    reaper: Arc<Reaper>,
+    slots: Semaphore,
+}
+
+impl Crun {
+    /// `state` is where crun remembers its containers.
+    pub fn new(program: PathBuf, state: PathBuf, reaper: Arc<Reaper>) -> Self {
+        Self { program, state, reaper, slots: Semaphore::new(SLOTS) }
+    }
+
+    /// Makes the container of `bundle`; its first process waits for `start`.
+    pub async fn create(
+        &self,
+        id: &ContainerId,
+        bundle: &Path,
+        streams: ProcessStreams,
+        console: Option<&Path>,
+    ) -> Result<Child, Error> {
+        let pid_file = bundle.join("init.pid");
+        let mut args = vec![OsString::from("--bundle"), bundle.into(), "--pid-file".into(), (&pid_file).into()];
+        args.extend(console_arguments(console));
+        let launch = self.reaper.launch();
+        self.run("create", id, &args, streams, &bundle.join("create.log")).await?;
+        adopt(&launch, &pid_file)
+    }
+
+    pub async fn start(&self, id: &ContainerId, bundle: &Path) -> Result<(), Error> {
+        self.run("start", id, &[], ProcessStreams::default(), &bundle.join("start.log")).await
+    }
+
+    /// Runs the process of the OCI document `process` in the container. Files beside the document are scratch.
+    pub async fn exec(
+        &self,
+        id: &ContainerId,
+        process: &Path,
+        streams: ProcessStreams,
+        console: Option<&Path>,
+    ) -> Result<Child, Error> {
+        let pid_file = process.with_extension("pid");
+        let mut args = vec![OsString::from("--detach"), "--process".into(), process.into()];
+        args.extend(["--pid-file".into(), (&pid_file).into()]);
+        args.extend(console_arguments(console));
+        let launch = self.reaper.launch();
+        self.run("exec", id, &args, streams, &process.with_extension("log")).await?;
+        let child = adopt(&launch, &pid_file);
+        std::fs::remove_file(&pid_file).ok();
+        child
+    }
+
+    pub async fn update(&self, id: &ContainerId, bundle: &Path, resources: &Path) -> Result<(), Error> {
+        let args = ["--resources".into(), resources.into()];
+        self.run("update", id, &args, ProcessStreams::default(), &bundle.join("update.log")).await
+    }
+
+    /// Removes the container's cgroup and crun's record of it, killing what is left.
+    pub async fn delete(&self, id: &ContainerId, bundle: &Path) -> Result<(), Error> {
+        self.run("delete", id, &["--force".into()], ProcessStreams::default(), &bundle.join("delete.log")).await
+    }
+
+    async fn run(
+        &self,
+        verb: &'static str,
+        id: &ContainerId,
+        args: &[OsString],
+        streams: ProcessStreams,
+        log: &Path,
+    ) -> Result<(), Error> {
+        let _slot = self.slots.acquire().await.expect("never closed");
+        let mut command = Command::new(&self.program);
+        command.env_clear().current_dir("/").arg("--root").arg(&self.state).arg("--cgroup-manager=cgroupfs");
+        command.arg("--log").arg(log).arg("--log-format=json").arg(verb).args(args).arg(id.as_str());
+        command.stdin(stdio(streams.stdin)).stdout(stdio(streams.stdout)).stderr(stdio(streams.stderr));
+        let spawned = self.reaper.launch().spawn(&mut command);
+        // The command holds the process's ends of its pipes: an end of file needs them closed.
+        drop(command);
+        let child = spawned.map_err(Error::system("run", self.program.display()))?;
+        let exit = finish(child, verb, id).await?;
+        let message = if exit.status == 0 { None } else { Some(last_error(log)) };
+        std::fs::remove_file(log).ok();
+        match message {
+            None => Ok(()),
+            Some(Some(message)) => Err(Error::Runtime { message }),
+            Some(None) => {
+                Err(Error::Runtime { message: format!("crun {verb} {id} ended with status {}", exit.status) })
+            }
+        }
+    }
+}
+
+async fn finish(mut child: Child, verb: &'static str, id: &ContainerId) -> Result<Exit, Error> {
+    if let Ok(exit) = tokio::time::timeout(DEADLINE, child.wait()).await {
+        return Ok(exit);
+    }
+    child.signal(libc::SIGKILL).map_err(Error::system("kill", "crun"))?;
+    child.wait().await;
+    Err(Error::Deadline { operation: verb, object: format!("container `{id}`"), seconds: DEADLINE.as_secs() })
+}
+
+fn console_arguments(console: Option<&Path>) -> Vec<OsString> {
+    console.map_or_else(Vec::new, |path| vec!["--console-socket".into(), path.into()])
+}
+
+fn stdio(end: Option<OwnedFd>) -> Stdio {
+    end.map_or_else(Stdio::null, Stdio::from)
+}
+
+fn adopt(launch: &Launch, pid_file: &Path) -> Result<Child, Error> {
+    let text = std::fs::read_to_string(pid_file).map_err(Error::system("read", pid_file.display()))?;
+    match text.trim().parse() {
+        Ok(pid) if pid > 1 => Ok(launch.adopt(pid)),
+        _ => Err(Error::Runtime { message: format!("crun left no pid in {}", pid_file.display()) }),
+    }
+}
+
+fn last_error(log: &Path) -> Option<String> {
+    let text = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(&text[..text.len().min(MAX_LOG)]).into_owned();
+    parse_log(&text)
+}
+
+/// The last error of a log of JSON lines.
+fn parse_log(text: &str) -> Option<String> {
+    let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let mut errors = lines.filter(|line| line["level"] == "error");
+    let message = errors.find_map(|line| line["msg"].as_str().map(str::to_owned))?;
+    let cut = (0..=MAX_MESSAGE.min(message.len())).rev().find(|&at| message.is_char_boundary(at))?;
+    Some(message[..cut].trim().to_owned()).filter(|message| !message.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_of_the_log_is_the_message() {
+        let log = r#"{"msg": "first", "level": "error", "time": "t"}
+{"msg": "executable file `foo` not found in $PATH", "level": "error", "time": "t"}
+{"msg": "not important", "level": "warning", "time": "t"}
+half a line"#;
+        assert_eq!(parse_log(log).unwrap(), "executable file `foo` not found in $PATH");
+    }
+
+    #[test]
+    fn a_log_without_errors_has_no_message() {
+        assert_eq!(parse_log(""), None);
+        assert_eq!(parse_log("junk\n[1]\n{\"msg\": 7, \"level\": \"error\"}"), None);
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let log = format!(r#"{{"msg": "{}", "level": "error"}}"#, "é".repeat(MAX_MESSAGE));
+        assert_eq!(parse_log(&log).unwrap().len(), MAX_MESSAGE);
+    }
+}

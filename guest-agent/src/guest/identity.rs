@@ -1,0 +1,73 @@
+//! What makes one guest different from another: name, time, randomness. The node gives all three.
+
+#![expect(unsafe_code, reason = "RNDADDENTROPY: writing to the device would mix, but not credit")]
+
+use crate::error::Error;
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Most entropy that is taken. The generator's own pool is 32 bytes.
+const MAX_ENTROPY: usize = 512;
+
+const MAX_HOSTNAME: usize = 64;
+
+const RNDADDENTROPY: libc::Ioctl = nix::request_code_write!(b'R', 3, 2 * size_of::<i32>());
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// `struct rand_pool_info`, with its bytes.
+#[repr(C)]
+struct RandPoolInfo {
+    entropy_bits: i32,
+    size: i32,
+    bytes: [u8; MAX_ENTROPY],
+}
+
+/// Mixes the node's bytes in, and counts them as random.
+pub fn add_entropy(bytes: &[u8]) -> Result<(), Error> {
+    let bytes = &bytes[..bytes.len().min(MAX_ENTROPY)];
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let size = i32::try_from(bytes.len()).expect("at most MAX_ENTROPY");
+    let mut pool = RandPoolInfo { entropy_bits: size * 8, size, bytes: [0; MAX_ENTROPY] };
+    pool.bytes[..bytes.len()].copy_from_slice(bytes);
+    let failed = || Error::system("add entropy to", "/dev/random");
+    let device = std::fs::File::open("/dev/random").map_err(failed())?;
+    // SAFETY: the device is open, and the kernel reads `size` bytes of `pool.bytes`, which has at least that many.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
+    if result == 0 { Ok(()) } else { Err(failed()(io::Error::last_os_error())) }
+}
+
+/// `time_ns`: nanoseconds since 1970; 0 leaves the clock alone.
+pub fn set_clock(time_ns: u64) -> Result<(), Error> {
+    if time_ns == 0 {
+        return Ok(());
+    }
+    let seconds = libc::time_t::try_from(time_ns / NANOSECONDS).expect("fits in 35 bits");
+    let nanoseconds = i64::try_from(time_ns % NANOSECONDS).expect("fits in 30 bits");
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, nanoseconds))
+        .map_err(Error::system("set", "the clock"))
+}
+
+/// An empty name leaves the kernel's.
+pub fn set_hostname(name: &str) -> Result<(), Error> {
+    if name.len() > MAX_HOSTNAME || name.contains('\0') {
+        return Err(Error::invalid(
+            "hostname",
+            name,
+            format!("it is longer than {MAX_HOSTNAME} bytes or has a zero in it"),
+        ));
+    }
+    if name.is_empty() {
+        return Ok(());
+    }
+    nix::unistd::sethostname(name).map_err(Error::system("set the hostname to", name))
+}
+
+pub fn kernel_release() -> Result<String, Error> {
+    let uname = nix::sys::utsname::uname().map_err(Error::system("read", "the kernel's release"))?;
+    Ok(uname.release().to_string_lossy().into_owned())
+}

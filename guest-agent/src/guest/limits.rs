@@ -1,0 +1,57 @@
+//! Kernel settings, resource limits and cgroup controllers. What fails here is logged and lived without.
+
+use crate::error::Error;
+use crate::spec::CGROUP_PARENT;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use std::path::Path;
+
+/// Containers inherit it when their specification says nothing, as on a node with containerd's own unit.
+const MAX_OPEN_FILES: u64 = 1 << 20;
+
+const SYSCTLS: [(&str, &str); 6] = [
+    // Containers' limits are their cgroups'. The kernel's own defaults shrink with the guest's first memory.
+    ("kernel/threads-max", "1048576"),
+    ("kernel/pid_max", "4194304"),
+    // A kernel that has stumbled is not worth keeping: the pod is restarted instead.
+    ("kernel/panic_on_oops", "1"),
+    // The agent's log lines are not dropped, and warnings reach the console.
+    ("kernel/printk_devkmsg", "on"),
+    ("kernel/printk", "5"),
+    // What databases ask for, and nodes are commonly set to.
+    ("vm/max_map_count", "262144"),
+];
+
+/// The orphans of containers become the agent's children, not PID 1's.
+pub(super) fn become_subreaper() -> Result<(), Error> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(Error::system("become", "the subreaper"))
+}
+
+pub(super) fn apply() {
+    for (name, value) in SYSCTLS {
+        note(name, std::fs::write(Path::new("/proc/sys").join(name), value));
+    }
+    // The last one to go when memory is short. Containers get a score of their own.
+    note("oom_score_adj", std::fs::write("/proc/self/oom_score_adj", "-1000"));
+    note("open files", setrlimit(Resource::RLIMIT_NOFILE, MAX_OPEN_FILES, MAX_OPEN_FILES));
+    note("processes", setrlimit(Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY));
+    enable_controllers(Path::new("/sys/fs/cgroup"));
+}
+
+/// Controllers are handed down twice: to the containers' parent and to each container.
+fn enable_controllers(root: &Path) {
+    let parent = root.join(CGROUP_PARENT);
+    note("cgroup", std::fs::create_dir_all(&parent));
+    for group in [root, &parent] {
+        let controllers = std::fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+        for controller in controllers.split_whitespace() {
+            // One at a time: a controller that can't be enabled must not take the others with it.
+            note(controller, std::fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")));
+        }
+    }
+}
+
+fn note<E: std::fmt::Display>(what: &str, result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::warn!(what, %error, "cannot set");
+    }
+}

@@ -1,0 +1,134 @@
+//! A container's root filesystem, mounted in its bundle.
+//!
+//! It comes from a directory of the pod's file share, or from a disk that the VMM has just attached.
+
+mod options;
+mod share;
+
+pub use share::Share;
+
+use crate::error::Error;
+use crate::id::{PciAddress, share_path};
+use crate::pci::PciBus;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use options::MountOptions;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Filesystems that a disk may carry. The kernel has more; these are what snapshotters make.
+const FILESYSTEMS: [&str; 3] = ["ext4", "xfs", "erofs"];
+
+/// How long an unmount may find the disk busy before it is done lazily.
+const BUSY: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Where a root filesystem comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    Shared(PathBuf),
+    Block { address: PciAddress, filesystem: String, options: MountOptions },
+}
+
+impl Source {
+    pub fn shared(path: &str) -> Result<Self, Error> {
+        share_path(path).map(Self::Shared)
+    }
+
+    pub fn block(address: &str, filesystem: &str, options: &[String]) -> Result<Self, Error> {
+        if !FILESYSTEMS.contains(&filesystem) {
+            return Err(Error::invalid("filesystem", filesystem, format!("it is not one of {FILESYSTEMS:?}")));
+        }
+        let options = MountOptions::parse(options)?;
+        Ok(Self::Block { address: PciAddress::parse(address)?, filesystem: filesystem.to_owned(), options })
+    }
+}
+
+/// A mounted root filesystem. It stays until `unmount`.
+#[derive(Debug)]
+pub struct Rootfs {
+    target: PathBuf,
+    /// A disk must be clean before the VMM takes it away.
+    on_disk: bool,
+}
+
+impl Rootfs {
+    /// Mounts `source` on the directory `target`.
+    pub async fn mount(source: Source, target: PathBuf, pci: &PciBus, share: &Share) -> Result<Self, Error> {
+        let on_disk = matches!(source, Source::Block { .. });
+        let place = target.clone();
+        match source {
+            Source::Shared(path) => {
+                share.ensure().await?;
+                blocking(move || bind(&path, &place)).await?;
+            }
+            Source::Block { address, filesystem, options } => {
+                let disk = pci.disk(&address).await?;
+                blocking(move || mount_disk(&disk, &place, &filesystem, &options)).await?;
+            }
+        }
+        Ok(Self { target, on_disk })
+    }
+
+    /// Unmounts; a disk's content has reached the disk when this returns. Idempotent.
+    pub async fn unmount(&self) -> Result<(), Error> {
+        let (target, on_disk) = (self.target.clone(), self.on_disk);
+        blocking(move || if on_disk { unmount_disk(&target) } else { detach(&target) }).await
+    }
+}
+
+/// Mounting waits for other machines' answers, so it must not hold the event loop.
+async fn blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::system("run", "a thread"))?
+}
+
+fn bind(path: &Path, target: &Path) -> Result<(), Error> {
+    mount(Some(path), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(Error::system("mount", path.display()))
+}
+
+fn mount_disk(disk: &Path, target: &Path, filesystem: &str, options: &MountOptions) -> Result<(), Error> {
+    mount(Some(disk), target, Some(filesystem), options.flags, Some(options.data.as_str()))
+        .map_err(Error::system("mount", format!("{} as {filesystem}", disk.display())))
+}
+
+fn unmount_disk(target: &Path) -> Result<(), Error> {
+    let started = std::time::Instant::now();
+    loop {
+        match umount2(target, MntFlags::empty()) {
+            Err(Errno::EBUSY) if started.elapsed() < BUSY => std::thread::sleep(POLL),
+            Err(Errno::EBUSY) => {
+                // A process that can't be killed holds it. What was written is saved at least.
+                tracing::warn!(target = %target.display(), "root filesystem is busy: unmounting lazily");
+                nix::unistd::sync();
+                return detach(target);
+            }
+            other => return unmounted(other, target),
+        }
+    }
+}
+
+fn detach(target: &Path) -> Result<(), Error> {
+    unmounted(umount2(target, MntFlags::MNT_DETACH), target)
+}
+
+fn unmounted(result: nix::Result<()>, target: &Path) -> Result<(), Error> {
+    match result {
+        // Not a mount point (any more), or not even a directory.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Error::system("unmount", target.display())(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_filesystems_are_mounted_from_disks() {
+        assert!(Source::block("0000:00:05.0", "ext4", &[]).is_ok());
+        let error = Source::block("0000:00:05.0", "proc", &[]).unwrap_err();
+        assert!(error.to_string().starts_with("filesystem \"proc\" is not valid"), "{error}");
+        assert!(Source::block("05.0", "ext4", &[]).is_err());
+    }
+}

@@ -1,0 +1,17 @@
+//! Identity, time and entropy: the shim's first call.
+
+use crate::error::Error;
+use crate::guest::identity;
+use agent_protocol::VERSION;
+use agent_protocol::agent::{ConfigureRequest, ConfigureResponse};
+
+pub(super) fn configure(request: &ConfigureRequest) -> Result<ConfigureResponse, Error> {
+    identity::add_entropy(&request.entropy)?;
+    identity::set_clock(request.time_ns)?;
+    identity::set_hostname(&request.hostname)?;
+    Ok(ConfigureResponse {
+        version: VERSION.to_owned(),
+        kernel_release: identity::kernel_release()?,
+        ..Default::default()
+    })
+}

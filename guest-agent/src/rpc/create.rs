@@ -1,0 +1,36 @@
+//! CreateContainer and CreateProcess.
+
+use crate::agent::Agent;
+use crate::container::{Container, CreateRequest};
+use crate::error::Error;
+use crate::id::{ContainerId, ExecId};
+use crate::rootfs::Source;
+use crate::spec::ProcessSpec;
+use crate::stdio::Wanted;
+use agent_protocol::agent::create_container_request::Rootfs;
+use agent_protocol::agent::{CreateContainerRequest, CreateProcessRequest, Empty, Streams};
+use std::sync::Arc;
+
+pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest) -> Result<Empty, Error> {
+    let rootfs = match &request.rootfs {
+        Some(Rootfs::SharedPath(path)) => Source::shared(path)?,
+        Some(Rootfs::Block(volume)) => Source::block(&volume.pci_address, &volume.filesystem, &volume.options)?,
+        // Generated enums may grow: what this agent doesn't know it can't mount.
+        _ => return Err(Error::invalid("root filesystem", "", "there is none")),
+    };
+    let id = ContainerId::parse(&request.container_id)?;
+    let wanted = wanted(&request.streams);
+    Container::create(&agent, CreateRequest { id, spec: request.spec, rootfs, wanted }).await?;
+    Ok(Empty::new())
+}
+
+pub(super) fn process(agent: &Agent, request: &CreateProcessRequest) -> Result<Empty, Error> {
+    let container = agent.containers.get(&ContainerId::parse(&request.container_id)?)?;
+    let spec = ProcessSpec::parse(&request.process)?;
+    container.create_exec(agent, ExecId::parse(&request.exec_id)?, &spec, wanted(&request.streams))?;
+    Ok(Empty::new())
+}
+
+fn wanted(streams: &Streams) -> Wanted {
+    Wanted { stdin: streams.stdin, stdout: streams.stdout, stderr: streams.stderr }
+}

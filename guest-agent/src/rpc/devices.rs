@@ -1,0 +1,12 @@
+//! ReleaseDevice, before the VMM detaches it.
+
+use crate::agent::Agent;
+use crate::error::Error;
+use crate::id::PciAddress;
+use agent_protocol::agent::{Empty, ReleaseDeviceRequest};
+use std::sync::Arc;
+
+pub(super) async fn release(agent: Arc<Agent>, request: ReleaseDeviceRequest) -> Result<Empty, Error> {
+    agent.pci.remove(&PciAddress::parse(&request.pci_address)?).await?;
+    Ok(Empty::new())
+}

@@ -1,0 +1,121 @@
+//! The agent's service. This file only dispatches: a verb, or a few that belong together, is a file.
+//!
+//! ttrpc drops a call's future when the shim goes away or its deadline passes. What changes something therefore runs
+//! as a task of its own: it is never left half-done.
+
+mod accounting;
+mod configure;
+mod create;
+mod delete;
+mod devices;
+mod events;
+mod freeze;
+mod resize_terminal;
+mod shutdown;
+mod signal;
+mod start;
+mod update;
+mod wait;
+
+use crate::agent::Agent;
+use crate::error::Error;
+use agent_protocol::agent::{
+    ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty, Event,
+    ListProcessesResponse, ProcessRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse,
+    StatsResponse, UpdateRequest, WaitResponse,
+};
+use async_trait::async_trait;
+use std::sync::Arc;
+use ttrpc::r#async::TtrpcContext;
+
+#[derive(Clone, Debug)]
+pub struct Service {
+    agent: Arc<Agent>,
+}
+
+impl Service {
+    pub fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
+    }
+
+    /// Runs `work` to its end, whether or not anybody still waits for the answer.
+    async fn finish<F, T>(&self, work: impl FnOnce(Arc<Agent>) -> F) -> ttrpc::Result<T>
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let task = tokio::spawn(work(Arc::clone(&self.agent)));
+        task.await.map_err(Error::system("finish", "the call")).flatten().map_err(Into::into)
+    }
+}
+
+#[async_trait]
+impl agent_protocol::agent_ttrpc::Agent for Service {
+    async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<ConfigureResponse> {
+        Ok(configure::configure(&request)?)
+    }
+
+    async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| create::container(agent, request)).await
+    }
+
+    async fn create_process(&self, _: &TtrpcContext, request: CreateProcessRequest) -> ttrpc::Result<Empty> {
+        Ok(create::process(&self.agent, &request)?)
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<StartResponse> {
+        self.finish(|agent| start::start(agent, request)).await
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<WaitResponse> {
+        Ok(wait::wait(&self.agent, &request).await?)
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
+        Ok(signal::signal(&self.agent, &request)?)
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> ttrpc::Result<Empty> {
+        Ok(resize_terminal::resize_terminal(&self.agent, &request)?)
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| delete::delete(agent, request)).await
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| freeze::pause(agent, request)).await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| freeze::resume(agent, request)).await
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        Ok(accounting::list_processes(&self.agent, &request)?)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsResponse> {
+        Ok(accounting::stats(&self.agent, &request)?)
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| update::update(agent, request)).await
+    }
+
+    async fn release_device(&self, _: &TtrpcContext, request: ReleaseDeviceRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| devices::release(agent, request)).await
+    }
+
+    async fn next_event(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Event> {
+        Ok(events::next(&self.agent).await)
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.finish(shutdown::shutdown).await
+    }
+}

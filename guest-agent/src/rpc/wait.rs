@@ -1,0 +1,13 @@
+//! Wait: before the start, while it runs, after the end, by any number of callers.
+
+use crate::agent::Agent;
+use crate::error::Error;
+use crate::id::ProcessName;
+use agent_protocol::agent::{ProcessRequest, WaitResponse};
+
+pub(super) async fn wait(agent: &Agent, request: &ProcessRequest) -> Result<WaitResponse, Error> {
+    let name = ProcessName::parse(&request.container_id, &request.exec_id)?;
+    let end = agent.containers.get(&name.container)?.process(&name)?.end();
+    let exit = end.await.ok_or(Error::NoProcess(name))?;
+    Ok(WaitResponse { exit_status: exit.status, exited_at_ns: exit.at_ns, ..Default::default() })
+}

@@ -1,0 +1,183 @@
+//! OCI documents as crun is to see them.
+//!
+//! The shim has replaced everything that meant the node. What only the guest knows is set here: where the root
+//! filesystem is and which cgroup is used. Documents stay JSON values: what the agent doesn't read it keeps.
+
+use crate::error::Error;
+use crate::id::ContainerId;
+use agent_protocol::SHARE_MOUNT;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Parent of all containers' cgroups.
+pub const CGROUP_PARENT: &str = "bulkhead";
+
+/// A container's `config.json`, changed for the guest.
+#[derive(Debug)]
+pub struct ContainerSpec {
+    document: Value,
+    /// Settings of the pod's network, which the container shares with the guest: crun would refuse them.
+    pub network_sysctls: Vec<(String, String)>,
+}
+
+/// An OCI `process` object.
+#[derive(Debug)]
+pub struct ProcessSpec {
+    document: Value,
+}
+
+impl ContainerSpec {
+    pub fn for_guest(json: &[u8], id: &ContainerId, rootfs: &Path) -> Result<Self, Error> {
+        let mut document = parse("container specification", json)?;
+        document.get_mut("process").map(default_oom_score);
+        object(&mut document["root"])?.insert("path".into(), json!(rootfs));
+        object(&mut document["linux"])?.insert("cgroupsPath".into(), json!(format!("/{CGROUP_PARENT}/{id}")));
+        let network_sysctls = take_network_sysctls(&mut document)?;
+        Ok(Self { document, network_sysctls })
+    }
+
+    pub fn terminal(&self) -> bool {
+        self.document["process"]["terminal"] == true
+    }
+
+    /// Whether a mount's source is in the pod's file share, which has to be mounted before.
+    pub fn uses_share(&self) -> bool {
+        let mounts = self.document["mounts"].as_array().map_or(&[][..], Vec::as_slice);
+        let mut sources = mounts.iter().filter_map(|mount| mount["source"].as_str());
+        sources.any(|source| Path::new(source).starts_with(SHARE_MOUNT))
+    }
+
+    pub fn to_json(&self) -> String {
+        self.document.to_string()
+    }
+}
+
+impl ProcessSpec {
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
+        let mut document = parse("process", json)?;
+        default_oom_score(&mut document);
+        Ok(Self { document })
+    }
+
+    pub fn terminal(&self) -> bool {
+        self.document["terminal"] == true
+    }
+
+    pub fn to_json(&self) -> String {
+        self.document.to_string()
+    }
+}
+
+fn parse(what: &'static str, json: &[u8]) -> Result<Value, Error> {
+    match serde_json::from_slice(json) {
+        Ok(document @ Value::Object(_)) => Ok(document),
+        Ok(_) => Err(Error::invalid(what, "", "it is not a JSON object")),
+        Err(error) => Err(Error::invalid(what, "", error.to_string())),
+    }
+}
+
+fn object(value: &mut Value) -> Result<&mut Map<String, Value>, Error> {
+    if value.is_null() {
+        *value = json!({});
+    }
+    value.as_object_mut().ok_or_else(|| Error::invalid("container specification", "", "a section is not an object"))
+}
+
+/// A process that says nothing must not inherit the agent's own protection from the OOM killer.
+fn default_oom_score(process: &mut Value) {
+    if let Some(process) = process.as_object_mut() {
+        process.entry("oomScoreAdj").or_insert(json!(0));
+    }
+}
+
+fn take_network_sysctls(document: &mut Value) -> Result<Vec<(String, String)>, Error> {
+    let own_network = document["linux"]["namespaces"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(|namespace| namespace["type"] == "network"));
+    let Some(sysctls) = document.pointer_mut("/linux/sysctl").filter(|_| !own_network).and_then(Value::as_object_mut)
+    else {
+        return Ok(Vec::new());
+    };
+    let names: Vec<String> = sysctls.keys().filter(|name| name.starts_with("net.")).cloned().collect();
+    let mut taken = Vec::new();
+    for name in names {
+        match sysctls.remove(&name) {
+            Some(Value::String(value)) if is_sysctl(&name) => taken.push((name, value)),
+            _ => return Err(Error::invalid("sysctl", &name, "it is no name and value of a sysctl")),
+        }
+    }
+    Ok(taken)
+}
+
+fn is_sysctl(name: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-/".contains(&byte))
+    };
+    name.split('.').all(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &Value) -> ContainerSpec {
+        let id = ContainerId::parse("web").unwrap();
+        ContainerSpec::for_guest(json.to_string().as_bytes(), &id, Path::new("/bundle/rootfs")).unwrap()
+    }
+
+    #[test]
+    fn root_and_cgroup_are_the_guests_and_the_rest_is_kept() {
+        let spec = spec(&json!({"root": {"path": "/x", "readonly": true}, "process": {"args": ["a"]}, "extra": 1}));
+        let expected = json!({
+            "root": {"path": "/bundle/rootfs", "readonly": true},
+            "process": {"args": ["a"], "oomScoreAdj": 0},
+            "linux": {"cgroupsPath": "/bulkhead/web"},
+            "extra": 1
+        });
+        assert_eq!(serde_json::from_str::<Value>(&spec.to_json()).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_oom_score_that_is_asked_for_is_kept() {
+        let process = ProcessSpec::parse(br#"{"oomScoreAdj": 500, "terminal": true}"#).unwrap();
+        assert!(process.to_json().contains("500") && process.terminal());
+    }
+
+    #[test]
+    fn network_sysctls_are_taken_when_the_network_is_shared() {
+        let document = json!({"linux": {"sysctl": {"net.ipv4.ip_forward": "1", "kernel.shmmax": "2"}}});
+        let shared = spec(&document);
+        assert_eq!(shared.network_sysctls, [("net.ipv4.ip_forward".to_owned(), "1".to_owned())]);
+        assert!(!shared.to_json().contains("ip_forward") && shared.to_json().contains("shmmax"));
+    }
+
+    #[test]
+    fn network_sysctls_of_an_own_network_are_cruns() {
+        let document = json!({"linux": {"sysctl": {"net.ipv4.ip_forward": "1"}, "namespaces": [{"type": "network"}]}});
+        assert!(spec(&document).network_sysctls.is_empty());
+    }
+
+    #[test]
+    fn sysctl_names_are_no_paths() {
+        assert!(is_sysctl("net.ipv4.conf.eth0/100.forwarding"));
+        for name in ["net..x", "net.", "net.a b", "net.\0"] {
+            assert!(!is_sysctl(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn mounts_from_the_share_are_noticed() {
+        assert!(spec(&json!({"mounts": [{"source": "/run/bulkhead/share/web/mounts/0"}]})).uses_share());
+        assert!(!spec(&json!({"mounts": [{"source": "/run/bulkhead/shared"}, {"type": "proc"}, 7]})).uses_share());
+        assert!(!spec(&json!({"mounts": 7})).uses_share());
+    }
+
+    #[test]
+    fn documents_that_are_no_objects_are_refused() {
+        let id = ContainerId::parse("web").unwrap();
+        for json in ["", "[]", "{\"linux\": 1}", "{\"root\": []}", &"[".repeat(100_000)] {
+            assert!(ContainerSpec::for_guest(json.as_bytes(), &id, Path::new("/r")).is_err(), "{json:.20}");
+        }
+        assert!(ProcessSpec::parse(b"null").is_err());
+    }
+}
