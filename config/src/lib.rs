@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
@@ -44,8 +45,8 @@ impl Default for Config {
 /// Why there is no configuration. Each is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: io::Error },
+    #[error("cannot read {path}: {error}")]
+    Read { path: PathBuf, error: io::Error },
     #[error("{path} is longer than {MAX_LENGTH} bytes")]
     TooLong { path: PathBuf },
     #[error("{path} line {line} is not TOML: {message}")]
@@ -62,9 +63,7 @@ impl Config {
         match named {
             Some(path) => Self::read(path),
             None => match Self::read(Path::new(DEFAULT_PATH)) {
-                Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    Ok(Self::default())
-                }
+                Err(ConfigError::Read { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
                 result => result,
             },
         }
@@ -72,7 +71,7 @@ impl Config {
 
     /// Reads one file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+        let unreadable = |error| ConfigError::Read { path: path.to_owned(), error };
         if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_LENGTH {
             return Err(ConfigError::TooLong { path: path.to_owned() });
         }
@@ -90,10 +89,10 @@ impl Config {
         for (key, value) in &table {
             let at = Location { path, value };
             match key.as_str() {
-                "memory_mib" => config.memory_mib = at.number("memory_mib", MIN_MEMORY_MIB, MAX_MEMORY_MIB)?,
-                "vcpus" => config.vcpus = at.number("vcpus", 1, MAX_VCPUS)?,
+                "memory_mib" => config.memory_mib = at.number("memory_mib", MIN_MEMORY_MIB..=MAX_MEMORY_MIB)?,
+                "vcpus" => config.vcpus = at.number("vcpus", 1..=MAX_VCPUS)?,
                 "debug" => config.debug = at.boolean("debug")?,
-                "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID, u32::MAX - UID_COUNT)?,
+                "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID..=u32::MAX - UID_COUNT)?,
                 _ => return Err(ConfigError::UnknownKey { path: path.to_owned(), key: key.clone() }),
             }
         }
@@ -112,15 +111,15 @@ struct Location<'a> {
 }
 
 impl Location<'_> {
-    fn number<T>(&self, key: &'static str, low: T, high: T) -> Result<T, ConfigError>
+    fn number<T>(&self, key: &'static str, range: RangeInclusive<T>) -> Result<T, ConfigError>
     where
         T: TryFrom<i64> + PartialOrd + std::fmt::Display,
     {
         self.value
             .as_integer()
             .and_then(|number| T::try_from(number).ok())
-            .filter(|number| (&low..=&high).contains(&number))
-            .ok_or_else(|| self.wanted(key, format!("a number from {low} to {high}")))
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| self.wanted(key, format!("a number from {} to {}", range.start(), range.end())))
     }
 
     fn boolean(&self, key: &'static str) -> Result<bool, ConfigError> {
