@@ -1,0 +1,86 @@
+//! Where things are on the node.
+
+use super::SandboxError;
+use super::id::SandboxId;
+use std::path::{Path, PathBuf};
+
+/// The node, as one installation of Bulkhead sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    /// Holds `bin` and `share`.
+    prefix: PathBuf,
+    /// Runtime state; gone after a reboot.
+    run: PathBuf,
+    /// The cgroup v2 hierarchy.
+    pub cgroups: PathBuf,
+}
+
+impl Host {
+    /// The siblings of the running program belong to it, wherever it was started from.
+    pub fn of_this_program() -> Result<Self, SandboxError> {
+        let program = std::fs::read_link("/proc/self/exe").map_err(SandboxError::host("read", "/proc/self/exe"))?;
+        let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/")).to_owned();
+        Ok(Self { prefix, run: "/run/bulkhead".into(), cgroups: "/sys/fs/cgroup".into() })
+    }
+
+    #[cfg(test)]
+    pub fn below(root: &Path) -> Self {
+        Self { prefix: root.join("opt"), run: root.join("run"), cgroups: root.join("cgroup") }
+    }
+
+    pub fn vmm(&self) -> PathBuf {
+        self.prefix.join("bin/bulkhead-vmm")
+    }
+
+    pub fn file_server(&self) -> PathBuf {
+        self.prefix.join("bin/bulkhead-fsd")
+    }
+
+    pub fn kernel(&self) -> PathBuf {
+        self.prefix.join("share/vmlinux")
+    }
+
+    pub fn root_image(&self) -> PathBuf {
+        self.prefix.join("share/guest.erofs")
+    }
+
+    /// One file for each user id in use, with the owner's name in it.
+    pub fn uids(&self) -> PathBuf {
+        self.run.join("uids")
+    }
+
+    pub fn directory(&self, id: &SandboxId) -> SandboxDirectory {
+        let namespace = self.run.join("pods").join(id.namespace.as_str());
+        SandboxDirectory { path: namespace.join(id.id.as_str()), namespace }
+    }
+}
+
+/// What one sandbox has below the run directory.
+#[derive(Clone, Debug)]
+pub(super) struct SandboxDirectory {
+    pub path: PathBuf,
+    /// Shared by the sandboxes of one containerd namespace; goes with the last one.
+    pub namespace: PathBuf,
+}
+
+impl SandboxDirectory {
+    pub fn record(&self) -> PathBuf {
+        self.path.join("state.json")
+    }
+
+    /// The owner's name, ready to be linked to a user id.
+    pub fn owner(&self) -> PathBuf {
+        self.path.join("owner")
+    }
+
+    /// What the guest may reach through the file server: a read-only view of [`Self::tree`], with the containers' files
+    /// mounted into it.
+    pub fn share(&self) -> PathBuf {
+        self.path.join("share")
+    }
+
+    /// The directories of the share, made here, so that the guest can add nothing between the mounts.
+    pub fn tree(&self) -> PathBuf {
+        self.path.join("tree")
+    }
+}
