@@ -1,0 +1,117 @@
+//! A process of the sandbox on the node: the VMM or the file server.
+//!
+//! It gets a control socket as fd 0, a log pipe as fd 2, an empty environment, and nothing else of the shim's. It is in
+//! the sandbox's cgroup before its program runs, so that nothing it uses is charged elsewhere.
+#![expect(unsafe_code, reason = "joining a cgroup and closing descriptors between fork and exec")]
+
+use super::SandboxError;
+use super::cgroup::Cgroup;
+use super::lines;
+use nix::fcntl::OFlag;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use tokio::process::{Child, Command};
+use tokio::sync::{Notify, watch};
+
+/// A running process, reaped by a task of its own. Dropping the handle does not end it.
+#[derive(Clone, Debug)]
+pub(super) struct Process {
+    pid: u32,
+    kill: Arc<Notify>,
+    ended: watch::Receiver<Option<String>>,
+}
+
+/// What to run.
+#[derive(Debug)]
+pub(super) struct Program<'a> {
+    /// As it is called in logs and errors.
+    pub name: &'static str,
+    pub path: &'a Path,
+    pub arguments: &'a [&'a OsStr],
+}
+
+impl Process {
+    pub fn spawn(program: &Program<'_>, control: OwnedFd, cgroup: &Cgroup) -> Result<Self, SandboxError> {
+        let failed = |error: io::Error| SandboxError::host("start", &program.path.display())(error);
+        let entrance = cgroup.entrance()?;
+        let (log, log_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
+        let mut command = Command::new(program.path);
+        command.args(program.arguments).env_clear().current_dir("/").kill_on_drop(true);
+        command.stdin(control).stdout(Stdio::null()).stderr(log_writer);
+        // SAFETY: the closure makes two system calls on a descriptor that it owns, and allocates nothing.
+        unsafe { command.pre_exec(move || enter(&entrance)) };
+        let child = command.spawn().map_err(failed)?;
+        // The command holds the parent's ends of stdin and stderr: the log would never end with it.
+        drop(command);
+        let pid = child.id().ok_or_else(|| failed(io::Error::other("it ended at once")))?;
+        let last_error = lines::forward(log, program.name)?;
+        let kill = Arc::new(Notify::new());
+        let (sender, ended) = watch::channel(None);
+        tokio::spawn(reap(program.name, child, Arc::clone(&kill), last_error, sender));
+        Ok(Self { pid, kill, ended })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// SIGKILL, once. Signals nobody when the process has been reaped.
+    pub fn kill(&self) {
+        self.kill.notify_one();
+    }
+
+    /// Holds how the process ended.
+    pub fn ended(&self) -> watch::Receiver<Option<String>> {
+        self.ended.clone()
+    }
+}
+
+/// Between fork and exec.
+fn enter(entrance: &File) -> io::Result<()> {
+    nix::unistd::write(entrance, b"0")?;
+    let (first, last) = (3u32, u32::MAX);
+    // SAFETY: the call marks descriptors of the child; no memory is passed. Those of std's spawn are marked already.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+async fn reap(
+    name: &'static str,
+    mut child: Child,
+    kill: Arc<Notify>,
+    last_error: Arc<Mutex<Option<String>>>,
+    ended: watch::Sender<Option<String>>,
+) {
+    let status = tokio::select! {
+        status = child.wait() => status,
+        () = kill.notified() => child.kill().await.and(child.wait().await),
+    };
+    let mut text = match status {
+        Ok(status) => describe(name, status),
+        Err(error) => format!("the {name} could not be waited for: {error}"),
+    };
+    if let Some(error) = last_error.lock().ok().and_then(|mut error| error.take()) {
+        text = format!("{text}: {error}");
+    }
+    ended.send_replace(Some(text));
+}
+
+fn describe(name: &str, status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("the {name} ended with exit code {code}"),
+        (_, Some(signal)) => format!("the {name} was killed by signal {signal}"),
+        _ => format!("the {name} ended"),
+    }
+}
+
+/// A close-on-exec `SOCK_SEQPACKET` pair.
+pub(super) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}

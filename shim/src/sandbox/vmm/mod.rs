@@ -1,0 +1,180 @@
+//! The VMM process and what the shim asks of it.
+
+mod client;
+mod socket;
+
+use super::SandboxError;
+use super::agent::printable;
+use super::cgroup::Cgroup;
+use super::host::Host;
+use super::process::{Process, Program, packet_pair};
+use client::{Client, Said};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use vmm_protocol::{Answer, Call, Device, DeviceId, FdSlot, Machine, PciAddress, StopReason};
+
+/// For what the VMM does by itself.
+const DEFAULT: Duration = Duration::from_secs(10);
+
+/// From the end of the socket to the end of the process.
+const SOCKET_CLOSES: Duration = Duration::from_secs(1);
+
+/// A VMM process. Dropping the handle does not end it.
+#[derive(Debug)]
+pub(super) struct Vmm {
+    client: Client,
+    killer: Killer,
+    stopped: watch::Receiver<Option<String>>,
+}
+
+impl Vmm {
+    /// Starts the process; it waits for [`Self::boot`].
+    pub fn spawn(host: &Host, cgroup: &Cgroup) -> Result<Self, SandboxError> {
+        let (ours, theirs) = packet_pair().map_err(SandboxError::host("create", "the VMM's control socket"))?;
+        let program = Program { name: "VMM", path: &host.vmm(), arguments: &[] };
+        let process = Process::spawn(&program, theirs, cgroup)?;
+        let client = Client::new(ours).map_err(SandboxError::host("use", "the VMM's control socket"))?;
+        let killer = Killer { process, why: Arc::default() };
+        let (sender, stopped) = watch::channel(None);
+        tokio::spawn(supervise(killer.clone(), client.said(), sender));
+        Ok(Self { client, killer, stopped })
+    }
+
+    /// Answered when the guest's vCPUs run.
+    pub async fn boot(&self, machine: Machine, descriptors: &[OwnedFd], limit: Duration) -> Result<(), SandboxError> {
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        self.call("boot", Call::Boot(Box::new(machine)), &descriptors, limit).await.map(drop)
+    }
+
+    /// Waits until the agent's services listen.
+    pub async fn agent_ready(&self) -> Result<(), SandboxError> {
+        let mut said = self.client.said();
+        let ready = said.wait_for(|said| said.agent_ready || said.closed.is_some()).await;
+        if ready.is_ok_and(|said| said.agent_ready) { Ok(()) } else { Err(self.gone().await) }
+    }
+
+    /// Plugs a device whose one descriptor is slot 0.
+    pub async fn attach(
+        &self,
+        device: Device,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<(DeviceId, PciAddress), SandboxError> {
+        match self.call("attach a device", Call::Attach(device), &[descriptor], DEFAULT).await? {
+            Answer::Attached { device, address } => Ok((device, address)),
+            Answer::Done => Err(SandboxError::Refused {
+                operation: "attach a device",
+                reason: "its answer names no device".to_owned(),
+            }),
+        }
+    }
+
+    pub async fn detach(&self, device: DeviceId) -> Result<(), SandboxError> {
+        self.call("detach a device", Call::Detach { device }, &[], DEFAULT).await.map(drop)
+    }
+
+    /// Connects to a vsock port of the guest.
+    pub async fn connect(&self, port: u32, limit: Duration) -> Result<UnixStream, SandboxError> {
+        let failed = || SandboxError::host("create", "a stream to the guest");
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed())?;
+        ours.set_nonblocking(true).map_err(failed())?;
+        let call = Call::Connect { port, stream: FdSlot(0) };
+        self.call("connect to the guest", call, &[theirs.as_fd()], limit).await?;
+        UnixStream::from_std(ours).map_err(failed())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.killer.process.pid()
+    }
+
+    pub fn killer(&self) -> &Killer {
+        &self.killer
+    }
+
+    /// Holds the reason once the process has been reaped.
+    pub fn stopped(&self) -> watch::Receiver<Option<String>> {
+        self.stopped.clone()
+    }
+
+    async fn call(
+        &self,
+        operation: &'static str,
+        call: Call,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<Answer, SandboxError> {
+        match self.client.call(operation, call, descriptors, limit).await {
+            Err(SandboxError::Gone(_)) => Err(self.gone().await),
+            result => result,
+        }
+    }
+
+    /// The process is about to be reaped: with its end comes the reason.
+    async fn gone(&self) -> SandboxError {
+        let mut stopped = self.stopped.clone();
+        let reason = tokio::time::timeout(DEFAULT, stopped.wait_for(Option::is_some)).await;
+        let reason = reason.ok().and_then(Result::ok).and_then(|reason| reason.clone());
+        SandboxError::Gone(reason.unwrap_or_else(|| "the VMM closed its control socket".to_owned()))
+    }
+}
+
+/// Ends a VMM.
+#[derive(Clone, Debug)]
+pub(super) struct Killer {
+    process: Process,
+    why: Arc<Mutex<Option<String>>>,
+}
+
+impl Killer {
+    /// SIGKILL. The first reason is the one that is told.
+    pub fn kill(&self, reason: &str) {
+        self.why().get_or_insert_with(|| reason.to_owned());
+        self.process.kill();
+    }
+
+    fn why(&self) -> MutexGuard<'_, Option<String>> {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sees the process to its end and puts the reason together.
+async fn supervise(killer: Killer, mut said: watch::Receiver<Said>, stopped: watch::Sender<Option<String>>) {
+    let mut ended = killer.process.ended();
+    // Its last words come before the end of its socket, and that comes with the end of the process, or before.
+    let _ = said.wait_for(|said| said.closed.is_some()).await;
+    if tokio::time::timeout(SOCKET_CLOSES, ended.wait_for(Option::is_some)).await.is_err() {
+        // Nothing can be asked of a VMM that has closed its socket.
+        killer.process.kill();
+    }
+    let ended = ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
+    let said = said.borrow().clone();
+    let asked = killer.why().take();
+    stopped.send_replace(Some(reason(asked, said, ended)));
+}
+
+fn reason(asked: Option<String>, said: Said, ended: Option<String>) -> String {
+    let broken = said.closed.flatten().map(|wrong| format!("the VMM broke the protocol: {wrong}"));
+    let told = said.stopped.map(|stopped| match stopped {
+        StopReason::GuestStopped => "the guest stopped".to_owned(),
+        StopReason::Failed(text) => format!("the VMM failed: {}", printable(&text)),
+    });
+    asked.or(broken).or(told).or(ended).unwrap_or_else(|| "the VMM ended".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_cause_is_the_reason() {
+        let said =
+            |stopped, wrong: Option<&str>| Said { agent_ready: false, stopped, closed: Some(wrong.map(str::to_owned)) };
+        let ended = || Some("the VMM was killed by signal 9".to_owned());
+        assert_eq!(reason(Some("asked".into()), said(None, None), ended()), "asked");
+        assert_eq!(reason(None, said(Some(StopReason::GuestStopped), None), ended()), "the guest stopped");
+        assert_eq!(reason(None, said(None, Some("junk")), ended()), "the VMM broke the protocol: junk");
+        assert_eq!(reason(None, said(None, None), ended()), "the VMM was killed by signal 9");
+    }
+}
