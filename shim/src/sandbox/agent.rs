@@ -7,6 +7,7 @@ use agent_protocol::agent::{
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use ttrpc::Code;
 use ttrpc::r#async::Client;
 use ttrpc::context::{self, Context};
@@ -75,8 +76,8 @@ calls! {
 }
 
 impl Agent {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client: AgentClient::new(client) }
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { client: AgentClient::new(Client::new(stream.into())) }
     }
 }
 

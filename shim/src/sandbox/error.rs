@@ -17,6 +17,12 @@ pub enum SandboxError {
     NotInstalled { what: &'static str, path: PathBuf },
     #[error("/dev/kvm is missing: this node has no hardware virtualization, or the kvm module is not loaded")]
     NoKvm,
+    #[error("cgroup v2 is not mounted at {0}: Bulkhead does not support cgroup v1")]
+    NoCgroups(PathBuf),
+    #[error("cgroup {0} is in use by other processes")]
+    CgroupInUse(PathBuf),
+    #[error("no free user id for the VMM among {count} from {first} on")]
+    NoFreeUid { first: u32, count: u32 },
     /// The microVM is gone; calls about its guest make no sense any more.
     #[error("the microVM is gone: {0}")]
     Gone(String),
@@ -24,16 +30,25 @@ pub enum SandboxError {
     Refused { operation: &'static str, reason: String },
     #[error("{operation} took longer than {limit:?}")]
     Deadline { operation: &'static str, limit: Duration },
+    #[error(
+        "the guest image is of version {agent:?}, the shim of {}: reinstall Bulkhead on this node",
+        agent_protocol::VERSION
+    )]
+    Version { agent: String },
     #[error("container {0:?} is already attached to the sandbox")]
     AlreadyAttached(String),
-    #[error("cannot {operation} {object}: {source}")]
-    Host { operation: &'static str, object: String, source: io::Error },
+    #[error("cannot {operation} {object}: {error}")]
+    Host { operation: &'static str, object: String, error: io::Error },
 }
 
 impl SandboxError {
     /// For `map_err`: names the operation and the object that an I/O error is about.
-    pub(super) fn host<E: Into<io::Error>>(operation: &'static str, object: impl ToString) -> impl FnOnce(E) -> Self {
+    pub(super) fn host<E, T>(operation: &'static str, object: &T) -> impl FnOnce(E) -> Self + use<E, T>
+    where
+        E: Into<io::Error>,
+        T: ToString + ?Sized,
+    {
         let object = object.to_string();
-        move |source| Self::Host { operation, object, source: source.into() }
+        move |error| Self::Host { operation, object, error: error.into() }
     }
 }

@@ -11,21 +11,59 @@
 //!
 //! Nothing that the guest or its VMM says selects an object of the node.
 
-use agent_protocol::stream::Hello;
-use bulkhead_config::Config;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use tokio::net::UnixStream;
-use tokio::sync::watch;
-
 mod agent;
+mod attach;
+mod boot;
+mod cgroup;
+mod cleanup;
 mod error;
+mod guest_spec;
+mod host;
+mod id;
+mod lines;
+mod mount;
 pub mod oci;
+mod process;
+mod rootfs;
+mod share;
 mod spec;
+mod state;
+mod uid;
+mod vmm;
 
 pub use agent::{Agent, AgentError};
 pub use error::SandboxError;
+pub use guest_spec::guest_process;
 pub use spec::{SandboxSpec, SpecError};
+
+use crate::identifier::Identifier;
+use agent_protocol::STREAM_PORT;
+use agent_protocol::agent::Empty;
+use agent_protocol::stream::{ACCEPTED, Hello};
+use bulkhead_config::Config;
+use cgroup::Cgroup;
+use host::{Host, SandboxDirectory};
+use id::SandboxId;
+use process::Process;
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{OnceCell, watch};
+use tokio::time::timeout;
+use vmm::Vmm;
+
+/// For the guest to sync its file systems at the end.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// From SIGKILL to the end of the VMM.
+const KILL: Duration = Duration::from_secs(5);
+
+/// For the agent to accept a stream.
+const ACCEPT: Duration = Duration::from_secs(10);
 
 /// A mount that containerd asks for, as in the `rootfs` of a create request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +77,7 @@ pub struct Mount {
 /// A container to be attached.
 #[derive(Clone, Debug)]
 pub struct Container<'a> {
-    pub id: &'a str,
+    pub id: &'a Identifier,
     /// `config.json` as containerd wrote it.
     pub spec: &'a oci::Spec,
     /// Empty: the root filesystem is `root.path` of the spec.
@@ -62,64 +100,126 @@ pub struct Sandbox {
 }
 
 #[derive(Debug)]
-struct Inner {}
+struct Inner {
+    host: Host,
+    id: SandboxId,
+    directory: SandboxDirectory,
+    cgroup: Cgroup,
+    vmm: Vmm,
+    agent: Agent,
+    /// Runs since the first container that needed it.
+    file_server: OnceCell<Process>,
+    containers: Mutex<Containers>,
+    destroyed: tokio::sync::Mutex<bool>,
+}
+
+/// The attached containers, each with its disks.
+type Containers = HashMap<Identifier, Vec<attach::Disk>>;
 
 impl Sandbox {
     /// Boots a microVM to "agent ready". When it fails, nothing of it is left on the node. Takes up to 100 s.
     pub async fn boot(spec: SandboxSpec, config: &Config) -> Result<Self, SandboxError> {
-        let _ = (spec, config);
-        todo!()
+        let inner = boot::boot(Host::of_this_program()?, spec, config).await?;
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The agent in the guest.
     pub fn agent(&self) -> &Agent {
-        todo!()
+        &self.inner.agent
     }
 
     /// The VMM's process id on the node: the pid that containerd gets for every process of the pod.
     pub fn vmm_pid(&self) -> u32 {
-        todo!()
+        self.inner.vmm.pid()
     }
 
     /// Holds the reason once the microVM is gone, whatever ended it.
     pub fn stopped(&self) -> watch::Receiver<Option<String>> {
-        todo!()
+        self.inner.vmm.stopped()
     }
 
     /// Opens one stdio channel; returns after the agent accepted it. What follows is `agent_protocol::stream` frames.
     pub async fn open_stream(&self, hello: &Hello) -> Result<UnixStream, SandboxError> {
-        let _ = hello;
-        todo!()
+        let failed = || SandboxError::host("open", &format!("stream {:?} to the guest", hello.channel));
+        let mut stream = self.inner.vmm.connect(STREAM_PORT, boot::CONNECT).await?;
+        let greet = async {
+            stream.write_all(&hello.encode().map_err(io::Error::other)?).await?;
+            stream.read_u8().await
+        };
+        match timeout(ACCEPT, greet).await {
+            Ok(Ok(ACCEPTED)) => Ok(stream),
+            Ok(Ok(_)) => Err(failed()(io::Error::other("the agent refused it"))),
+            Ok(Err(error)) => Err(failed()(error)),
+            Err(_) => Err(SandboxError::Deadline { operation: "opening a stream to the guest", limit: ACCEPT }),
+        }
     }
 
     /// Makes a container's root filesystem and host mounts reachable for the guest. When it fails, nothing is attached.
     pub async fn attach(&self, container: &Container<'_>) -> Result<Attached, SandboxError> {
-        let _ = container;
-        todo!()
+        if self.inner.containers().contains_key(container.id) {
+            return Err(SandboxError::AlreadyAttached(container.id.to_string()));
+        }
+        self.inner.containers().insert(container.id.clone(), Vec::new());
+        let result = self.inner.attach(container).await;
+        if result.is_err()
+            && let Err(error) = self.inner.detach(container.id).await
+        {
+            tracing::error!(container = %container.id, %error, "the failed container left something behind");
+        }
+        result
     }
 
     /// Takes back what [`Self::attach`] gave. Call it after the agent's `Delete`. Idempotent; works without the guest.
-    pub async fn detach(&self, container_id: &str) -> Result<(), SandboxError> {
-        let _ = container_id;
-        todo!()
+    pub async fn detach(&self, container_id: &Identifier) -> Result<(), SandboxError> {
+        self.inner.detach(container_id).await
     }
 
     /// Ends the VMM at once, without asking the guest. [`Self::stopped`] tells when it is gone.
     pub fn kill(&self, reason: &str) {
-        let _ = reason;
-        todo!()
+        self.inner.vmm.killer().kill(reason);
     }
 
     /// Shuts the guest down (2 s at most, so that its file systems are synced), then removes all that the sandbox
     /// has on the node. Idempotent.
     pub async fn destroy(&self) {
-        todo!()
+        let mut destroyed = self.inner.destroyed.lock().await;
+        if !*destroyed {
+            self.inner.destroy().await;
+            *destroyed = true;
+        }
+    }
+}
+
+impl Inner {
+    /// The guest's files are gone with their server, and so is the sense of the guest.
+    fn end_with(&self, server: &Process) {
+        let (mut ended, vmm) = (server.ended(), self.vmm.killer().clone());
+        tokio::spawn(async move {
+            let ended = ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
+            vmm.kill(&ended.unwrap_or_else(|| "the file server ended".to_owned()));
+        });
+    }
+
+    async fn destroy(&self) {
+        let mut stopped = self.vmm.stopped();
+        let shutdown = async {
+            // The answer may be lost with the guest; what counts is that the guest stops.
+            let _ = self.agent.shutdown(&Empty::default()).await;
+            stopped.wait_for(Option::is_some).await.is_ok()
+        };
+        if timeout(SHUTDOWN, shutdown).await.is_err() {
+            self.vmm.killer().kill("the guest did not shut down in time");
+            let _ = timeout(KILL, self.vmm.stopped().wait_for(Option::is_some)).await;
+        }
+        let (host, id) = (self.host.clone(), self.id.clone());
+        if let Err(error) = attach::blocking(move || cleanup::cleanup_on(&host, &id)).await {
+            tracing::error!(%error, "the sandbox left something behind");
+        }
     }
 }
 
 /// Removes what a sandbox left on the node, from its recorded state alone: for `delete`, after the shim died.
 /// Idempotent; a sandbox that never existed is fine. Takes less than 5 s and never asks the guest.
-pub fn cleanup(namespace: &str, id: &str) -> Result<(), SandboxError> {
-    let _ = (namespace, id);
-    todo!()
+pub fn cleanup(namespace: &Identifier, id: &Identifier) -> Result<(), SandboxError> {
+    cleanup::cleanup_on(&Host::of_this_program()?, &SandboxId::new(namespace, id))
 }

@@ -1,31 +1,184 @@
 //! What to boot, from the pod's OCI specification and the node's configuration. Pure.
 
-use super::oci::Spec;
+use super::cgroup;
+use super::id::SandboxId;
+use super::oci::{Linux, Spec};
+use crate::identifier::Identifier;
 use bulkhead_config::Config;
+use std::path::PathBuf;
+use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+
+/// Annotations that are ours.
+const PREFIX: &str = "io.bulkhead.";
+const MEMORY: &str = "io.bulkhead.memory_mib";
+const VCPUS: &str = "io.bulkhead.vcpus";
+
+/// What the guest's kernel and agent need besides a container's memory limit, in MiB.
+const GUEST_OVERHEAD_MIB: u64 = 64;
+
+const MIB: u64 = 1 << 20;
+
+/// Linux's limit for host names.
+const MAX_HOSTNAME: usize = 64;
 
 /// A sandbox to be booted: everything that was asked for, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SandboxSpec {
-    /// containerd's namespace.
-    pub namespace: String,
-    pub id: String,
-    pub hostname: String,
-    pub memory_mib: u32,
-    pub vcpus: u8,
-    /// `linux.cgroupsPath`; may be empty.
-    pub cgroups_path: String,
+    pub(super) id: SandboxId,
+    pub(super) hostname: String,
+    pub(super) memory_mib: u32,
+    pub(super) vcpus: u8,
+    /// Relative to the root of the cgroup hierarchy.
+    pub(super) cgroup: PathBuf,
 }
 
 /// Why a specification is refused. Each is one sentence for whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    #[error("{what} {text:?} is not a valid identifier")]
-    Identifier { what: &'static str, text: String },
+    #[error("annotation {0} is not known: {MEMORY} and {VCPUS} are")]
+    UnknownAnnotation(String),
+    #[error("annotation {key} must be a number from {low} to {high}, not {found:?}")]
+    Annotation { key: &'static str, low: u32, high: u32, found: String },
+    #[error("a microVM with {0} MiB of memory cannot boot: {MIN_MEMORY_MIB} MiB is the least")]
+    TooLittleMemory(u64),
+    #[error("linux.cgroupsPath {0:?} is not a path below the cgroup hierarchy")]
+    CgroupsPath(String),
+    #[error("mount {destination}: {reason}")]
+    Mount { destination: String, reason: String },
+    #[error("root filesystem: {0}")]
+    Rootfs(String),
+    /// Something that can't be had inside a microVM, or not yet.
+    #[error("{0}")]
+    Unsupported(String),
 }
 
 impl SandboxSpec {
-    pub fn from_oci(namespace: &str, id: &str, spec: &Spec, config: &Config) -> Result<Self, SpecError> {
-        let _ = (namespace, id, spec, config);
-        todo!()
+    /// `spec` is the sandbox's, or that of a container that is alone in its sandbox.
+    pub fn from_oci(namespace: &Identifier, id: &Identifier, spec: &Spec, config: &Config) -> Result<Self, SpecError> {
+        if let Some(key) =
+            spec.annotations.keys().find(|key| key.starts_with(PREFIX) && ![MEMORY, VCPUS].contains(&key.as_str()))
+        {
+            return Err(SpecError::UnknownAnnotation(key.clone()));
+        }
+        let id = SandboxId::new(namespace, id);
+        let linux = spec.linux.clone().unwrap_or_default();
+        let hostname = if spec.hostname.is_empty() { id.id.as_str() } else { &spec.hostname };
+        Ok(Self {
+            hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
+            memory_mib: memory(spec, &linux, config)?,
+            vcpus: vcpus(spec, &linux, config)?,
+            cgroup: cgroup::location(&linux.cgroups_path, &id)?,
+            id,
+        })
+    }
+}
+
+fn annotation(spec: &Spec, key: &'static str, low: u32, high: u32) -> Result<Option<u32>, SpecError> {
+    let Some(text) = spec.annotations.get(key) else { return Ok(None) };
+    match text.parse().ok().filter(|number| (low..=high).contains(number)) {
+        Some(number) => Ok(Some(number)),
+        None => Err(SpecError::Annotation { key, low, high, found: text.chars().take(64).collect() }),
+    }
+}
+
+/// The annotation, else what the container's limit needs, else the node's default.
+fn memory(spec: &Spec, linux: &Linux, config: &Config) -> Result<u32, SpecError> {
+    if let Some(mib) = annotation(spec, MEMORY, MIN_MEMORY_MIB, MAX_MEMORY_MIB)? {
+        return Ok(mib);
+    }
+    // Zero and negative limits mean "none".
+    let limit = linux.resources.get("memory").and_then(|memory| memory.get("limit")?.as_i64());
+    let mib = match limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|&bytes| bytes > 0) {
+        Some(bytes) => bytes.div_ceil(MIB) + GUEST_OVERHEAD_MIB,
+        None => u64::from(config.memory_mib),
+    };
+    if mib < u64::from(MIN_MEMORY_MIB) {
+        return Err(SpecError::TooLittleMemory(mib));
+    }
+    Ok(u32::try_from(mib).unwrap_or(MAX_MEMORY_MIB).min(MAX_MEMORY_MIB))
+}
+
+/// The annotation, else what the container's quota can use, else the node's default.
+fn vcpus(spec: &Spec, linux: &Linux, config: &Config) -> Result<u8, SpecError> {
+    if let Some(vcpus) = annotation(spec, VCPUS, 1, u32::from(MAX_VCPUS))? {
+        return Ok(u8::try_from(vcpus).unwrap_or(MAX_VCPUS));
+    }
+    let cpu = |key| linux.resources.get("cpu").and_then(|cpu| cpu.get(key)?.as_i64()?.try_into().ok());
+    match (cpu("quota"), cpu("period")) {
+        (Some(quota @ 1u64..), Some(period @ 1u64..)) => {
+            Ok(u8::try_from(quota.div_ceil(period)).unwrap_or(MAX_VCPUS).min(MAX_VCPUS))
+        }
+        _ => Ok(config.vcpus),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn parse(spec: Value) -> Result<SandboxSpec, SpecError> {
+        let spec = serde_json::from_value(spec).unwrap();
+        SandboxSpec::from_oci(&"default".parse().unwrap(), &"pod".parse().unwrap(), &spec, &Config::default())
+    }
+
+    #[test]
+    fn an_empty_specification_gives_the_nodes_defaults() {
+        let spec = parse(json!({})).unwrap();
+        assert_eq!((spec.memory_mib, spec.vcpus, spec.hostname.as_str()), (512, 1, "pod"));
+    }
+
+    #[test]
+    fn limits_size_the_machine() {
+        let resources = json!({"memory": {"limit": 100 * MIB + 1}, "cpu": {"quota": 150_000, "period": 100_000}});
+        let spec = parse(json!({"linux": {"resources": resources}})).unwrap();
+        assert_eq!((spec.memory_mib, spec.vcpus), (101 + 64, 2));
+    }
+
+    #[test]
+    fn no_limit_is_spelled_in_several_ways() {
+        for limit in [json!(0), json!(-1), Value::Null] {
+            let resources = json!({"memory": {"limit": limit}, "cpu": {"quota": -1, "period": 100_000}});
+            let spec = parse(json!({"linux": {"resources": resources}})).unwrap();
+            assert_eq!((spec.memory_mib, spec.vcpus), (512, 1));
+        }
+    }
+
+    #[test]
+    fn huge_limits_end_at_what_a_machine_can_have() {
+        let resources = json!({"memory": {"limit": i64::MAX}, "cpu": {"quota": i64::MAX, "period": 1}});
+        let spec = parse(json!({"linux": {"resources": resources}})).unwrap();
+        assert_eq!((spec.memory_mib, spec.vcpus), (MAX_MEMORY_MIB, MAX_VCPUS));
+    }
+
+    #[test]
+    fn annotations_come_before_limits() {
+        let spec = parse(json!({
+            "annotations": {"io.bulkhead.memory_mib": "256", "io.bulkhead.vcpus": "4", "io.kubernetes.cri.x": "y"},
+            "linux": {"resources": {"memory": {"limit": MIB}}},
+        }));
+        let spec = spec.unwrap();
+        assert_eq!((spec.memory_mib, spec.vcpus), (256, 4));
+    }
+
+    #[test]
+    fn bad_annotations_are_named() {
+        let cases = [
+            (
+                "io.bulkhead.memory_mib",
+                "63",
+                "annotation io.bulkhead.memory_mib must be a number from 64 to 1048576, not \"63\"",
+            ),
+            ("io.bulkhead.vcpus", "many", "annotation io.bulkhead.vcpus must be a number from 1 to 32, not \"many\""),
+            (
+                "io.bulkhead.kernel",
+                "/x",
+                "annotation io.bulkhead.kernel is not known: io.bulkhead.memory_mib and io.bulkhead.vcpus are",
+            ),
+        ];
+        for (key, value, sentence) in cases {
+            let error = parse(json!({"annotations": {key: value}})).unwrap_err();
+            assert_eq!(error.to_string(), sentence);
+        }
     }
 }

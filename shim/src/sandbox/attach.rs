@@ -1,0 +1,154 @@
+//! Attaching a container's files to the running microVM, and taking them back.
+
+use super::guest_spec::{guest_spec, host_mounts};
+use super::rootfs::RootfsPlan;
+use super::share::{self, ContainerShare};
+use super::{Attached, Container, Inner, SandboxError};
+use crate::identifier::Identifier;
+use agent_protocol::agent::create_container_request::Rootfs;
+use agent_protocol::agent::{BlockVolume, ReleaseDeviceRequest};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::PoisonError;
+use vmm_protocol::{Device, DeviceId, FdSlot, PciAddress};
+
+/// A disk of one container.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Disk {
+    device: DeviceId,
+    address: PciAddress,
+}
+
+impl Inner {
+    /// What can be refused is refused before anything is touched.
+    pub(super) async fn attach(&self, container: &Container<'_>) -> Result<Attached, SandboxError> {
+        let rootfs = RootfsPlan::new(container.rootfs, container.spec.root.as_ref(), container.bundle)?;
+        let mounts = host_mounts(container.spec)?;
+        let files = ContainerShare::new(&self.directory, container.id);
+        let sources: Vec<_> = (0..mounts.len()).map(|number| files.guest_mount(number)).collect();
+        let spec = serde_json::to_vec(&guest_spec(container.spec, &sources)?).map_err(io::Error::from);
+        let spec = spec.map_err(SandboxError::host("encode", "the specification"))?;
+
+        if !matches!(rootfs, RootfsPlan::Block { .. }) || !mounts.is_empty() {
+            self.file_server.get_or_try_init(|| self.start_file_server()).await?;
+        }
+        let disk = match &rootfs {
+            RootfsPlan::Block { image, read_only, .. } => {
+                Some(self.attach_disk(container.id, image, *read_only).await?)
+            }
+            _ => None,
+        };
+        let answer = match (&rootfs, disk) {
+            (RootfsPlan::Block { filesystem, options, .. }, Some(disk)) => Rootfs::Block(BlockVolume {
+                pci_address: disk.address.to_string(),
+                filesystem: filesystem.clone(),
+                options: options.clone(),
+                ..BlockVolume::default()
+            }),
+            _ => Rootfs::SharedPath(files.rootfs()),
+        };
+        // Sources may be on a network file system that hangs.
+        blocking(move || {
+            match &rootfs {
+                RootfsPlan::Overlay(overlay) => files.mount_overlay(overlay)?,
+                RootfsPlan::Directory { source, options } => files.mount_root_directory(source, *options)?,
+                RootfsPlan::Block { .. } => {}
+            }
+            for (number, mount) in mounts.iter().enumerate() {
+                files.mount_volume(number, &mount.source, mount.options)?;
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(Attached { rootfs: answer, spec })
+    }
+
+    async fn start_file_server(&self) -> Result<super::Process, SandboxError> {
+        let (server, socket) = share::serve(&self.host, &self.directory, &self.cgroup)?;
+        let device = Device::Fs { tag: agent_protocol::SHARE_TAG.to_owned(), server: FdSlot(0) };
+        if let Err(error) = self.vmm.attach(device, socket.as_fd()).await {
+            server.kill();
+            return Err(error);
+        }
+        self.end_with(&server);
+        Ok(server)
+    }
+
+    async fn attach_disk(&self, container: &Identifier, image: &Path, read_only: bool) -> Result<Disk, SandboxError> {
+        let file = open_image(image, read_only).map_err(SandboxError::host("open", &image.display()))?;
+        let device = Device::Block { image: FdSlot(0), read_only };
+        let (device, address) = self.vmm.attach(device, file.as_fd()).await?;
+        let disk = Disk { device, address };
+        self.containers().entry(container.clone()).or_default().push(disk);
+        Ok(disk)
+    }
+
+    /// Goes on after an error, so that as little as possible stays; tells the first.
+    pub(super) async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
+        let disks = self.containers().remove(container).unwrap_or_default();
+        let alive = self.vmm.stopped().borrow().is_none();
+        let mut result = Ok(());
+        for disk in disks.into_iter().filter(|_| alive) {
+            result = result.and(self.detach_disk(disk).await);
+        }
+        let files = ContainerShare::new(&self.directory, container);
+        result.and(blocking(move || files.remove()).await)
+    }
+
+    async fn detach_disk(&self, disk: Disk) -> Result<(), SandboxError> {
+        let request = ReleaseDeviceRequest { pci_address: disk.address.to_string(), ..ReleaseDeviceRequest::default() };
+        if let Err(error) = self.agent.release_device(&request).await {
+            // The device goes anyway: a guest that does not let go loses it under its feet.
+            tracing::warn!(address = %disk.address, %error, "the guest did not release the disk");
+        }
+        self.vmm.detach(disk.device).await
+    }
+
+    pub(super) fn containers(&self) -> std::sync::MutexGuard<'_, super::Containers> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A regular file or a block device. Only device names may be links, as udev makes them.
+fn open_image(path: &Path, read_only: bool) -> io::Result<File> {
+    let link = if path.starts_with("/dev") { 0 } else { libc::O_NOFOLLOW };
+    let file = File::options().read(true).write(!read_only).custom_flags(link | libc::O_CLOEXEC).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a regular file nor a block device"))
+    }
+}
+
+/// Runs what may block on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    let joined = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
+    joined.map_err(SandboxError::host("finish", "a thread's work"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_behind_a_link_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let [image, link] = ["image", "link"].map(|name| root.path().join(name));
+        std::fs::write(&image, "x").unwrap();
+        std::os::unix::fs::symlink(&image, &link).unwrap();
+        assert!(open_image(&image, false).is_ok());
+        assert!(open_image(&link, false).is_err());
+    }
+
+    #[test]
+    fn only_files_and_disks_are_images() {
+        assert!(open_image(Path::new("/dev/null"), false).is_err());
+        assert!(open_image(Path::new("/proc"), true).is_err());
+    }
+}

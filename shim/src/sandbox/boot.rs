@@ -1,0 +1,157 @@
+//! From a specification to a guest whose agent answers.
+
+use super::agent::Agent;
+use super::cgroup::Cgroup;
+use super::cleanup::cleanup_on;
+use super::host::Host;
+use super::id::SandboxId;
+use super::state::Record;
+use super::vmm::Vmm;
+use super::{Inner, SandboxError, SandboxSpec, lines, uid};
+use agent_protocol::agent::ConfigureRequest;
+use agent_protocol::{AGENT_PORT, VERSION};
+use bulkhead_config::Config;
+use nix::fcntl::OFlag;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+use vmm_protocol::{FdSlot, Jail, Machine};
+
+/// From the VMM's start to the agent's first answer. Generous: nested emulation is slow.
+const BOOT: Duration = Duration::from_secs(100);
+
+/// For one connection to a guest that is up.
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
+
+/// Bytes from the node's generator for the guest's.
+const ENTROPY: usize = 64;
+
+/// What a VMM needs, opened. Missing pieces are found before anything exists.
+struct Resources {
+    kvm: File,
+    kernel: File,
+    root_image: File,
+}
+
+impl Resources {
+    fn open(host: &Host) -> Result<Self, SandboxError> {
+        if !host.vmm().exists() {
+            return Err(SandboxError::NotInstalled { what: "VMM", path: host.vmm() });
+        }
+        Ok(Self {
+            kvm: File::options().read(true).write(true).open("/dev/kvm").map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => SandboxError::NoKvm,
+                _ => SandboxError::host("open", "/dev/kvm")(error),
+            })?,
+            kernel: installed("guest kernel", host.kernel())?,
+            root_image: installed("guest image", host.root_image())?,
+        })
+    }
+}
+
+fn installed(what: &'static str, path: PathBuf) -> Result<File, SandboxError> {
+    File::open(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => SandboxError::NotInstalled { what, path },
+        _ => SandboxError::host("open", &path.display())(error),
+    })
+}
+
+/// Boots; what a failed attempt leaves is removed.
+pub(super) async fn boot(host: Host, spec: SandboxSpec, config: &Config) -> Result<Inner, SandboxError> {
+    let resources = Resources::open(&host)?;
+    let id = spec.id.clone();
+    // A shim that died may have left a sandbox of this name.
+    clean(&host, &id).await?;
+    let result = timeout(BOOT, start(&host, spec, config, resources)).await;
+    let result = result.unwrap_or(Err(SandboxError::Deadline { operation: "booting the guest", limit: BOOT }));
+    if result.is_err()
+        && let Err(error) = clean(&host, &id).await
+    {
+        tracing::error!(%error, "the failed sandbox left something behind");
+    }
+    result
+}
+
+async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
+    let (host, id) = (host.clone(), id.clone());
+    super::attach::blocking(move || cleanup_on(&host, &id)).await
+}
+
+async fn start(host: &Host, spec: SandboxSpec, config: &Config, resources: Resources) -> Result<Inner, SandboxError> {
+    let directory = host.directory(&spec.id);
+    create_private(&directory.path).map_err(SandboxError::host("create", &directory.path.display()))?;
+    Record { cgroup: spec.cgroup.clone() }.write(&directory)?;
+    let uid = uid::allocate(&host.uids(), config.first_uid, &spec.id, &directory.owner())?;
+    let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup);
+    cgroup.create()?;
+
+    let vmm = Vmm::spawn(host, &cgroup)?;
+    let (console, console_writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
+    lines::forward(console, "console")?;
+    let machine = machine(&spec, config, uid);
+    let descriptors = [resources.kvm.into(), resources.kernel.into(), resources.root_image.into(), console_writer];
+    vmm.boot(machine, &descriptors, BOOT).await?;
+    // The console's log ends with the VMM.
+    drop::<[OwnedFd; 4]>(descriptors);
+    vmm.agent_ready().await?;
+    let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
+    configure(&agent, &spec.hostname).await?;
+    Ok(Inner {
+        host: host.clone(),
+        id: spec.id,
+        directory,
+        cgroup,
+        vmm,
+        agent,
+        file_server: OnceCell::new(),
+        containers: std::sync::Mutex::default(),
+        destroyed: tokio::sync::Mutex::new(false),
+    })
+}
+
+/// Slots are positions in the order of `descriptors` above.
+fn machine(spec: &SandboxSpec, config: &Config, uid: u32) -> Machine {
+    Machine {
+        version: vmm_protocol::VERSION.to_owned(),
+        jail: Jail { uid, gid: uid },
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        command_line: if config.debug { "ignore_loglevel".to_owned() } else { String::new() },
+        kvm: FdSlot(0),
+        kernel: FdSlot(1),
+        root_image: FdSlot(2),
+        console: FdSlot(3),
+        debug_serial: config.debug,
+    }
+}
+
+async fn configure(agent: &Agent, hostname: &str) -> Result<(), SandboxError> {
+    let mut entropy = vec![0; ENTROPY];
+    let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
+    random.map_err(SandboxError::host("read", "/dev/urandom"))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let request = ConfigureRequest {
+        hostname: hostname.to_owned(),
+        time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        entropy,
+        ..ConfigureRequest::default()
+    };
+    let answer = agent.configure(&request).await?;
+    if answer.version == VERSION {
+        tracing::debug!(kernel = %super::agent::printable(&answer.kernel_release), "the guest is up");
+        Ok(())
+    } else {
+        Err(SandboxError::Version { agent: super::agent::printable(&answer.version) })
+    }
+}
+
+/// For the node's root alone, parents included as far as they are missing.
+fn create_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}

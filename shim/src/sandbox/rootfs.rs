@@ -1,0 +1,122 @@
+//! How a container's root filesystem gets into the guest: decided by mount type alone, nothing is probed. Pure.
+
+use super::Mount;
+use super::mount::{Overlay, TreeOptions};
+use super::oci::Root;
+use super::spec::SpecError;
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RootfsPlan {
+    /// Mounted on the node, reached through the file server.
+    Overlay(Overlay),
+    /// A directory of the node, reached through the file server.
+    Directory { source: PathBuf, options: TreeOptions },
+    /// A disk of the guest, mounted there.
+    Block { image: PathBuf, read_only: bool, filesystem: String, options: Vec<String> },
+}
+
+impl RootfsPlan {
+    /// `mounts` is what the snapshotter says; without any, the root is a plain directory (`ctr run --rootfs`).
+    pub fn new(mounts: &[Mount], root: Option<&Root>, bundle: &Path) -> Result<Self, SpecError> {
+        match mounts {
+            [] => {
+                let root = root.ok_or_else(|| SpecError::Rootfs("the specification has no root".to_owned()))?;
+                let options = TreeOptions { recursive: true, read_only: root.readonly, follows_source: false };
+                Ok(Self::Directory { source: bundle.join(&root.path), options })
+            }
+            [mount] => Self::from_mount(mount),
+            mounts => {
+                let kinds: Vec<_> = mounts.iter().map(|mount| mount.kind.as_str()).collect();
+                Err(SpecError::Rootfs(format!("a stack of mounts ({}) is not supported", kinds.join(", "))))
+            }
+        }
+    }
+
+    fn from_mount(mount: &Mount) -> Result<Self, SpecError> {
+        let has = |option: &str| mount.options.iter().any(|other| other == option);
+        let read_only = has("ro");
+        let others = |dropped: &[&str]| {
+            let kept = mount.options.iter().filter(|option| !dropped.contains(&option.as_str()));
+            kept.cloned().collect::<Vec<_>>()
+        };
+        match mount.kind.as_str() {
+            "overlay" => Ok(Self::Overlay(Overlay { read_only, options: others(&["ro", "rw"]) })),
+            "bind" => {
+                let options = TreeOptions { recursive: has("rbind"), read_only, follows_source: false };
+                Ok(Self::Directory { source: mount.source.clone(), options })
+            }
+            // `loop` is how the node would mount an image file; the guest has a disk.
+            "ext4" | "xfs" => Ok(Self::Block {
+                image: mount.source.clone(),
+                read_only,
+                filesystem: mount.kind.clone(),
+                options: others(&["loop", "rw"]),
+            }),
+            kind => Err(SpecError::Rootfs(format!(
+                "mount type {kind:?} is not supported: use a snapshotter that gives overlay, bind, ext4 or xfs"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(kind: &str, source: &str, options: &[&str]) -> Result<RootfsPlan, SpecError> {
+        let options = options.iter().map(ToString::to_string).collect();
+        let mount = Mount { kind: kind.into(), source: source.into(), options };
+        RootfsPlan::new(&[mount], None, Path::new("/bundle"))
+    }
+
+    #[test]
+    fn overlays_keep_the_snapshotters_options() {
+        let options = ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b"];
+        let expected = Overlay { read_only: false, options: options.map(str::to_owned).to_vec() };
+        assert_eq!(plan("overlay", "overlay", &options).unwrap(), RootfsPlan::Overlay(expected));
+    }
+
+    #[test]
+    fn a_view_of_one_layer_is_a_read_only_directory() {
+        let options = TreeOptions { recursive: true, read_only: true, follows_source: false };
+        let expected = RootfsPlan::Directory { source: "/layer".into(), options };
+        assert_eq!(plan("bind", "/layer", &["ro", "rbind"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn filesystem_images_become_disks() {
+        let block = |image: &str, read_only, filesystem: &str, options: &[&str]| RootfsPlan::Block {
+            image: image.into(),
+            read_only,
+            filesystem: filesystem.into(),
+            options: options.iter().map(ToString::to_string).collect(),
+        };
+        assert_eq!(plan("ext4", "/s/1.img", &["loop", "rw"]).unwrap(), block("/s/1.img", false, "ext4", &[]));
+        assert_eq!(plan("ext4", "/s/1.img", &["loop", "ro"]).unwrap(), block("/s/1.img", true, "ext4", &["ro"]));
+        assert_eq!(
+            plan("xfs", "/dev/mapper/p", &["nouuid"]).unwrap(),
+            block("/dev/mapper/p", false, "xfs", &["nouuid"])
+        );
+    }
+
+    #[test]
+    fn other_types_and_stacks_are_refused_by_name() {
+        let error = plan("erofs", "/layer", &["ro", "loop"]).unwrap_err().to_string();
+        assert!(error.contains("\"erofs\""), "{error}");
+        let mount = |kind: &str| Mount { kind: kind.into(), source: PathBuf::new(), options: Vec::new() };
+        let stack = [mount("erofs"), mount("format/mkdir/overlay")];
+        let error = RootfsPlan::new(&stack, None, Path::new("/")).unwrap_err().to_string();
+        assert!(error.contains("erofs, format/mkdir/overlay"), "{error}");
+    }
+
+    #[test]
+    fn without_mounts_the_root_is_a_directory() {
+        let options = TreeOptions { recursive: true, read_only: false, follows_source: false };
+        for (path, source) in [("rootfs", "/bundle/rootfs"), ("/srv/root", "/srv/root")] {
+            let root = Root { path: path.into(), ..Root::default() };
+            let plan = RootfsPlan::new(&[], Some(&root), Path::new("/bundle")).unwrap();
+            assert_eq!(plan, RootfsPlan::Directory { source: source.into(), options });
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The pod's file share: directories of the node that the guest reaches through the file server.
+//!
+//! ```text
+//! <sandbox>/tree/<container>/{rootfs,mounts/<n>}     empty places, made by the shim
+//! <sandbox>/share                                    read-only view of tree, the files mounted over the places
+//! ```
+//! A pod that shares nothing has none of this and no server.
+
+use super::SandboxError;
+use super::cgroup::Cgroup;
+use super::host::{Host, SandboxDirectory};
+use super::mount::{DetachedTree, Overlay, TreeOptions, make_share, remove_skeleton, unmount_all};
+use super::process::{Process, Program, packet_pair};
+use crate::identifier::Identifier;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Starts the file server of a sandbox. Returns it with the VMM's end of its socket.
+pub(super) fn serve(
+    host: &Host,
+    directory: &SandboxDirectory,
+    cgroup: &Cgroup,
+) -> Result<(Process, OwnedFd), SandboxError> {
+    let (tree, share) = (directory.tree(), directory.share());
+    for path in [&tree, &share] {
+        std::fs::create_dir(path).map_err(SandboxError::host("create", &path.display()))?;
+    }
+    make_share(&tree, &share).map_err(SandboxError::host("mount", &share.display()))?;
+    let (ours, theirs) = packet_pair().map_err(SandboxError::host("create", "the file server's socket"))?;
+    let path = host.file_server();
+    let arguments = [OsStr::new("--root"), share.as_os_str()];
+    let program = Program { name: "file server", path: &path, arguments: &arguments };
+    Ok((Process::spawn(&program, ours, cgroup)?, theirs))
+}
+
+/// One container's part of the share.
+#[derive(Clone, Debug)]
+pub(super) struct ContainerShare {
+    tree: PathBuf,
+    share: PathBuf,
+    name: Identifier,
+}
+
+impl ContainerShare {
+    pub fn new(directory: &SandboxDirectory, container: &Identifier) -> Self {
+        let of = |path: PathBuf| path.join(container.as_str());
+        Self { tree: of(directory.tree()), share: of(directory.share()), name: container.clone() }
+    }
+
+    /// The root filesystem's path below the share.
+    pub fn rootfs(&self) -> String {
+        format!("{}/rootfs", self.name)
+    }
+
+    /// Where the guest sees a mount.
+    pub fn guest_mount(&self, number: usize) -> String {
+        format!("{}/{}/mounts/{number}", agent_protocol::SHARE_MOUNT, self.name)
+    }
+
+    pub fn mount_overlay(&self, overlay: &Overlay) -> Result<(), SandboxError> {
+        std::fs::create_dir_all(self.tree.join("rootfs"))
+            .map_err(SandboxError::host("create", &self.tree.display()))?;
+        overlay.mount(&self.share.join("rootfs")).map_err(SandboxError::host("mount", "the overlay root filesystem"))
+    }
+
+    pub fn mount_root_directory(&self, source: &Path, options: TreeOptions) -> Result<(), SandboxError> {
+        self.mount(source, options, Path::new("rootfs"))
+    }
+
+    pub fn mount_volume(&self, number: usize, source: &Path, options: TreeOptions) -> Result<(), SandboxError> {
+        self.mount(source, options, &Path::new("mounts").join(number.to_string()))
+    }
+
+    fn mount(&self, source: &Path, options: TreeOptions, place: &Path) -> Result<(), SandboxError> {
+        let copy = || -> io::Result<()> {
+            let tree = DetachedTree::copy(source, options)?;
+            let kind = tree.metadata()?.file_type();
+            let place_in_tree = self.tree.join(place);
+            std::fs::create_dir_all(place_in_tree.parent().unwrap_or(&self.tree))?;
+            if kind.is_dir() {
+                std::fs::create_dir(&place_in_tree)?;
+            } else if kind.is_file() {
+                std::fs::File::create_new(&place_in_tree)?;
+            } else {
+                // A socket, FIFO or device works only with a peer in the same kernel.
+                let reason = "it is neither a directory nor a regular file, which is all that a microVM can share";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+            }
+            tree.attach(&self.share.join(place))
+        };
+        copy().map_err(SandboxError::host("share", &source.display()))
+    }
+
+    /// Unmounts and removes all of it. Nothing there is fine.
+    pub fn remove(&self) -> Result<(), SandboxError> {
+        let remove = || -> io::Result<()> {
+            unmount_all(&self.share.join("rootfs"))?;
+            let mounts = match std::fs::read_dir(self.tree.join("mounts")) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+                mounts => mounts?.collect::<io::Result<_>>()?,
+            };
+            for mount in mounts {
+                unmount_all(&self.share.join("mounts").join(mount.file_name()))?;
+            }
+            remove_skeleton(&self.tree, &[])
+        };
+        remove().map_err(SandboxError::host("remove", &self.share.display()))
+    }
+}
