@@ -7,6 +7,17 @@
 //! ```
 
 pub mod args;
+pub mod bundle;
 pub mod clock;
+pub mod delete;
+pub mod error;
+pub mod events;
 pub mod identifier;
+pub mod info;
 pub mod log;
+pub mod options;
+pub mod sandbox;
+pub mod serve;
+pub mod start;
+pub mod stdio;
+pub mod task;

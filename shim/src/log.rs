@@ -171,8 +171,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let mut reader =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let mut reader = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
         let log = FifoLog::open(&path, level, &[("namespace", "k8s.io"), ("pod", "p 1")]).unwrap();
         tracing::subscriber::with_default(log, work);
         let mut bytes = vec![0; 1 << 17];
@@ -199,7 +198,8 @@ mod tests {
 
     #[test]
     fn a_line_never_exceeds_what_a_pipe_takes_whole() {
-        let text = logged(Level::INFO, || tracing::info!(a = "é".repeat(9000), b = "x".repeat(9000), "{}", "y".repeat(9000)));
+        let text =
+            logged(Level::INFO, || tracing::info!(a = "é".repeat(9000), b = "x".repeat(9000), "{}", "y".repeat(9000)));
         assert!(text.len() <= MAX_LINE && text.ends_with('\n'), "{} bytes", text.len());
     }
 

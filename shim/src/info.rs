@@ -1,0 +1,57 @@
+//! `-info` and `-v`: what this runtime is.
+
+use containerd_shim_protos::protobuf::{self, Message, well_known_types::any::Any};
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+
+/// The runtime type that users write.
+pub const RUNTIME: &str = "io.containerd.bulkhead.v2";
+
+/// How containerd names the JSON document of OCI runtime features.
+const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+/// The text of `-v`.
+pub fn version() -> String {
+    format!("{}:\n  Version:  {}\n", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+}
+
+/// The protobuf message of `-info`; `input` is the runtime options, which are echoed.
+pub fn info(input: &[u8]) -> protobuf::Result<Vec<u8>> {
+    let features = serde_json::json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.2.0",
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "cgroup": { "v1": false, "v2": true, "systemd": false },
+            "seccomp": { "enabled": true },
+            "apparmor": { "enabled": false },
+            "selinux": { "enabled": false },
+        },
+    });
+    RuntimeInfo {
+        name: RUNTIME.to_owned(),
+        version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() }).into(),
+        options: Some(Any::parse_from_bytes(input)?).into(),
+        features: Some(Any {
+            type_url: FEATURES_TYPE.to_owned(),
+            value: features.to_string().into_bytes(),
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    }
+    .write_to_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn info_names_the_runtime_and_its_features() {
+        let info = RuntimeInfo::parse_from_bytes(&info(b"").unwrap()).unwrap();
+        assert_eq!(info.name, "io.containerd.bulkhead.v2");
+        assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
+        let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
+        assert_eq!(features["linux"]["cgroup"]["v2"], true);
+    }
+}

@@ -1,0 +1,46 @@
+//! Leaves the daemon behind: this program again, with the listener as its standard input.
+
+use crate::args::Arguments;
+use crate::options;
+use containerd_shim_protos::protobuf::{Message, well_known_types::any::Any};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::parent_id;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const MAX_OOM_SCORE: i32 = 1000;
+
+/// Starts the daemon and does not wait for it. containerd reads our standard output to its end, hence nothing of
+/// ours may be inherited but the listener.
+pub fn leave_behind(arguments: &Arguments, bundle: &Path, listener: UnixListener, options: &Any) -> io::Result<()> {
+    // A sandbox's options come only now; the daemon needs them when the sandbox is created.
+    std::fs::write(bundle.join(options::FILE), options.write_to_bytes().map_err(io::Error::other)?)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    for (flag, value) in [("-namespace", &arguments.namespace), ("-id", &arguments.id)] {
+        if let Some(value) = value {
+            command.args([flag, value.as_str()]);
+        }
+    }
+    if arguments.debug {
+        command.arg("-debug");
+    }
+    let daemon = command
+        .arg("serve")
+        .current_dir(bundle)
+        .stdin(OwnedFd::from(listener))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    // The shim is to go before containerd when memory runs out, and after the containers.
+    if let Some(score) = oom_score(parent_id()) {
+        let _ =
+            std::fs::write(format!("/proc/{}/oom_score_adj", daemon.id()), (score + 1).min(MAX_OOM_SCORE).to_string());
+    }
+    Ok(())
+}
+
+fn oom_score(pid: u32) -> Option<i32> {
+    std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,87 @@
+//! stdout and stderr: from frames into a FIFO, a file or a logger.
+
+use super::endpoint::{Endpoint, StdioError};
+use super::logger;
+use crate::identifier::Identifier;
+use agent_protocol::stream::{Frame, HEADER};
+use std::io;
+use std::path::Path;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe::{OpenOptions, Sender};
+
+/// Where a channel's bytes go.
+#[derive(Debug)]
+pub enum Output {
+    Pipe(Sender),
+    File(File),
+}
+
+/// Opens stdout and stderr; one logger serves both.
+pub fn open(
+    endpoints: [Endpoint; 2],
+    namespace: &Identifier,
+    container: &Identifier,
+) -> Result<[Option<Output>; 2], StdioError> {
+    let mut logger = match &endpoints {
+        [Endpoint::Logger(logger), _] | [_, Endpoint::Logger(logger)] => {
+            Some(logger::run(logger, namespace, container)?)
+        }
+        _ => None,
+    };
+    let mut outputs = [None, None];
+    for (index, endpoint) in endpoints.into_iter().enumerate() {
+        outputs[index] = match endpoint {
+            Endpoint::Null => None,
+            Endpoint::Fifo(path) => Some(Output::Pipe(open_fifo(&path)?)),
+            Endpoint::File(path) => Some(Output::File(open_file(&path)?)),
+            Endpoint::Logger(_) => logger.as_mut().and_then(|pipes| pipes[index].take()).map(Output::Pipe),
+        };
+    }
+    Ok(outputs)
+}
+
+/// For both directions: no reader is needed to open it, and a reader that goes away and comes back (a restart of
+/// containerd) sees neither an end nor we an error.
+fn open_fifo(path: &Path) -> Result<Sender, StdioError> {
+    OpenOptions::new().read_write(true).open_sender(path).map_err(StdioError::open(path))
+}
+
+fn open_file(path: &Path) -> Result<File, StdioError> {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.map(File::from_std).map_err(StdioError::open(path))
+}
+
+impl Output {
+    /// Copies until the channel's end. An error when the connection breaks without one.
+    pub async fn copy(mut self, mut stream: UnixStream) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        loop {
+            let mut header = [0; HEADER];
+            stream.read_exact(&mut header).await?;
+            let Frame::Data(length) = Frame::decode(header).map_err(io::Error::other)? else {
+                return self.finish().await;
+            };
+            if buffer.len() < length {
+                buffer.resize(length, 0);
+            }
+            stream.read_exact(&mut buffer[..length]).await?;
+            self.write(&buffer[..length]).await?;
+        }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Pipe(pipe) => pipe.write_all(bytes).await,
+            Self::File(file) => file.write_all(bytes).await,
+        }
+    }
+
+    async fn finish(mut self) -> io::Result<()> {
+        match &mut self {
+            Self::Pipe(_) => Ok(()),
+            Self::File(file) => file.flush().await,
+        }
+    }
+}

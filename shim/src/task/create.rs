@@ -1,0 +1,168 @@
+//! `Create`: makes a container, and the microVM when the container owns one. It does not run yet.
+
+use super::container::Container;
+use super::pod::Pod;
+use super::vm::MicroVm;
+use super::{exit, oom};
+use crate::bundle::{self, Role};
+use crate::error::TaskError;
+use crate::identifier::Identifier;
+use crate::options::{self, RuntimeOptions};
+use crate::sandbox::oci::Spec;
+use crate::sandbox::{self, Mount, SandboxSpec};
+use crate::stdio::{Opened, Stdio};
+use agent_protocol::agent::CreateContainerRequest;
+use agent_protocol::stream::{Channel, Hello};
+use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim_protos::protobuf::{Message, well_known_types::any::Any};
+use containerd_shim_protos::topics::TASK_CREATE_EVENT_TOPIC;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateTaskResponse, TaskError> {
+    if !request.checkpoint.is_empty() {
+        return Err(TaskError::Unsupported("starting from a checkpoint"));
+    }
+    let id: Identifier = request.id.parse()?;
+    let reservation = pod.reserve(&id)?;
+    let bundle = PathBuf::from(&request.bundle);
+    let Some(spec) = bundle::read_spec(&bundle)? else {
+        return Err(TaskError::Invalid(format!("{} has no config.json", bundle.display())));
+    };
+    let role = bundle::role(&spec)?;
+    let stdio = check(&pod, &id, &spec, &role, &request)?;
+    let opened = stdio.open(&pod.namespace, &id)?;
+
+    let vm = match &role {
+        Role::Member { .. } => pod.vm()?,
+        Role::Alone | Role::Sandbox => boot(&pod, &id, &spec, &request.options).await?,
+    };
+    let container = Arc::new(Container::new(id, bundle, vm.vmm_pid(), &role, stdio));
+    if !container.is_sandbox {
+        if let Err(error) = make(&*vm, &container, &spec, opened, &request).await {
+            undo(&pod, &*vm, &container).await;
+            return Err(error);
+        }
+    }
+    reservation.fill(container.clone());
+    pod.events.publish(TASK_CREATE_EVENT_TOPIC, &event(&request, container.pid));
+    exit::watch(&pod, &vm, &container, &container.init);
+    if container.owns_vm {
+        oom::watch(&pod, &vm);
+    }
+    tracing::info!(container = %container.id, vmm = container.pid, "container created");
+    Ok(CreateTaskResponse { pid: container.pid, ..Default::default() })
+}
+
+/// Refuses what can be refused before anything is made.
+fn check(
+    pod: &Pod,
+    id: &Identifier,
+    spec: &Spec,
+    role: &Role,
+    request: &CreateTaskRequest,
+) -> Result<Stdio, TaskError> {
+    match role {
+        // What its process would do is done by the microVM.
+        Role::Sandbox => return Ok(Stdio::default()),
+        Role::Member { sandbox } if *sandbox != pod.id => {
+            return Err(TaskError::Invalid(format!("container {id} belongs to pod {sandbox}, not to {}", pod.id)));
+        }
+        Role::Alone | Role::Member { .. } => {}
+    }
+    if spec.process.as_ref().is_none_or(|process| process.args.is_empty()) {
+        return Err(TaskError::Invalid(format!("container {id} has no command: process.args is empty")));
+    }
+    Ok(Stdio {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
+    })
+}
+
+async fn boot(pod: &Pod, id: &Identifier, spec: &Spec, options: &Any) -> Result<Arc<dyn MicroVm>, TaskError> {
+    if *id != pod.id {
+        return Err(TaskError::Invalid(format!("container {id} needs a microVM of its own, not that of {}", pod.id)));
+    }
+    let config = runtime_options(options, &pod.bundle)?.config()?;
+    let spec = SandboxSpec::from_oci(&pod.namespace, id, spec, &config)?;
+    let vm = pod.boot.boot(spec, &config).await?;
+    pod.set_vm(vm.clone());
+    Ok(vm)
+}
+
+/// Those of the request, else those that `start` was given.
+fn runtime_options(requested: &Any, bundle: &Path) -> Result<RuntimeOptions, TaskError> {
+    if !requested.type_url.is_empty() {
+        return Ok(RuntimeOptions::from_any(requested)?);
+    }
+    let left_by_start = std::fs::read(bundle.join(options::FILE)).unwrap_or_default();
+    let any = Any::parse_from_bytes(&left_by_start).map_err(options::OptionsError::Malformed)?;
+    Ok(RuntimeOptions::from_any(&any)?)
+}
+
+/// Makes the container in the guest and connects its streams.
+async fn make(
+    vm: &dyn MicroVm,
+    container: &Container,
+    spec: &Spec,
+    opened: Opened,
+    request: &CreateTaskRequest,
+) -> Result<(), TaskError> {
+    let rootfs: Vec<Mount> = request
+        .rootfs
+        .iter()
+        .map(|mount| Mount {
+            kind: mount.type_.clone(),
+            source: PathBuf::from(&mount.source),
+            options: mount.options.clone(),
+        })
+        .collect();
+    let attached =
+        vm.attach(&sandbox::Container { id: &container.id, spec, rootfs: &rootfs, bundle: &container.bundle }).await?;
+    let create = CreateContainerRequest {
+        container_id: container.id.to_string(),
+        spec: attached.spec,
+        streams: Some(container.init.stdio.streams()).into(),
+        rootfs: Some(attached.rootfs),
+        ..Default::default()
+    };
+    vm.agent().create_container(&create).await?;
+    let hello = Hello { container_id: container.id.to_string(), exec_id: String::new(), channel: Channel::Stdout };
+    let copies = opened.connect(&hello, |hello| async move { vm.open_stream(&hello).await }).await?;
+    container.init.set_copies(copies);
+    Ok(())
+}
+
+/// Takes back what a failed creation made.
+async fn undo(pod: &Pod, vm: &dyn MicroVm, container: &Container) {
+    if container.owns_vm {
+        pod.destroy_vm().await;
+        return;
+    }
+    // Most failures come before there is anything to delete.
+    let _ = vm.agent().delete(&container.init.request()).await;
+    if let Err(error) = vm.detach(&container.id).await {
+        tracing::warn!(container = %container.id, %error, "container is not detached");
+    }
+}
+
+fn event(request: &CreateTaskRequest, pid: u32) -> TaskCreate {
+    let io = TaskIO {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
+        ..Default::default()
+    };
+    TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        rootfs: request.rootfs.clone(),
+        io: Some(io).into(),
+        pid,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,149 @@
+//! One pod: its microVM and its containers. Everything that is answered without the guest is answered from here.
+//!
+//! The lock is held for look-ups and changes, never across an await: no guest and no client can keep it.
+
+use super::container::{Container, Process};
+use super::vm::{Boot, MicroVm};
+use crate::error::TaskError;
+use crate::events::Events;
+use crate::identifier::Identifier;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// Most containers in a pod, and most processes added to one of them: far above use, below harm.
+const MAX_CONTAINERS: usize = 256;
+pub const MAX_EXECS: usize = 1024;
+
+#[derive(Debug)]
+pub struct Pod {
+    pub namespace: Identifier,
+    /// Also the id of the container that owns the microVM.
+    pub id: Identifier,
+    /// Where `start` left the runtime options.
+    pub bundle: PathBuf,
+    pub events: Events,
+    pub boot: Box<dyn Boot>,
+    state: Mutex<State>,
+    over: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    vm: Option<Arc<dyn MicroVm>>,
+    /// `None`: being created. The name is taken, nothing else is known.
+    containers: HashMap<Identifier, Option<Arc<Container>>>,
+    /// containerd asked for the end while containers were left.
+    shutdown_wanted: bool,
+}
+
+impl Pod {
+    pub fn new(namespace: Identifier, id: Identifier, bundle: PathBuf, events: Events, boot: Box<dyn Boot>) -> Self {
+        Self { namespace, id, bundle, events, boot, state: Mutex::default(), over: watch::Sender::new(false) }
+    }
+
+    /// Takes a container's name until it is created or the returned value is dropped.
+    pub fn reserve(self: &Arc<Self>, id: &Identifier) -> Result<Reservation, TaskError> {
+        let mut state = self.lock();
+        if state.containers.len() >= MAX_CONTAINERS {
+            return Err(TaskError::Invalid(format!("pod {} has {MAX_CONTAINERS} containers already", self.id)));
+        }
+        match state.containers.entry(id.clone()) {
+            Entry::Occupied(_) => Err(TaskError::ContainerExists(id.clone())),
+            Entry::Vacant(place) => {
+                place.insert(None);
+                state.shutdown_wanted = false;
+                Ok(Reservation { pod: self.clone(), id: id.clone() })
+            }
+        }
+    }
+
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+        let id: Identifier = id.parse()?;
+        match self.lock().containers.get(&id) {
+            Some(Some(container)) => Ok(container.clone()),
+            _ => Err(TaskError::NoContainer(id)),
+        }
+    }
+
+    /// A container's first process, or the one that was added as `exec`.
+    pub fn process(&self, container: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>), TaskError> {
+        let container = self.container(container)?;
+        let process = container.process(exec)?;
+        Ok((container, process))
+    }
+
+    pub fn vm(&self) -> Result<Arc<dyn MicroVm>, TaskError> {
+        self.lock().vm.clone().ok_or_else(|| TaskError::NoMicroVm(self.id.clone()))
+    }
+
+    /// 0 when there is no microVM.
+    pub fn vmm_pid(&self) -> u32 {
+        self.lock().vm.as_ref().map_or(0, |vm| vm.vmm_pid())
+    }
+
+    pub fn set_vm(&self, vm: Arc<dyn MicroVm>) {
+        self.lock().vm = Some(vm);
+    }
+
+    /// Ends the microVM, if there is one, and everything of it on the node.
+    pub async fn destroy_vm(&self) {
+        let vm = self.lock().vm.clone();
+        if let Some(vm) = vm {
+            vm.destroy().await;
+            self.lock().vm = None;
+        }
+    }
+
+    /// Forgets a container. The last one takes the shim with it when containerd has asked for that already.
+    pub fn remove(&self, id: &Identifier) {
+        let mut state = self.lock();
+        state.containers.remove(id);
+        if state.containers.is_empty() && state.shutdown_wanted {
+            self.over.send_replace(true);
+        }
+    }
+
+    /// Ends the shim unless containers are left. containerd asks after each container's end.
+    pub fn shut_down(&self) {
+        let mut state = self.lock();
+        state.shutdown_wanted = true;
+        if state.containers.is_empty() {
+            self.over.send_replace(true);
+        }
+    }
+
+    /// Returns when the shim is to end.
+    pub async fn over(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.over.subscribe().wait_for(|&over| over).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A container's name while it is being created.
+#[derive(Debug)]
+pub struct Reservation {
+    pod: Arc<Pod>,
+    id: Identifier,
+}
+
+impl Reservation {
+    pub fn fill(self, container: Arc<Container>) {
+        self.pod.lock().containers.insert(self.id.clone(), Some(container));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let unfilled = matches!(self.pod.lock().containers.get(&self.id), Some(None));
+        if unfilled {
+            self.pod.remove(&self.id);
+        }
+    }
+}
