@@ -4,6 +4,7 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
+pub mod fs;
 pub mod pmem;
 pub mod ring;
 pub mod rng;

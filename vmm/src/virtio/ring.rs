@@ -41,6 +41,8 @@ pub struct Request {
 pub struct Ring {
     memory: GuestMemory,
     running: RunningQueue,
+    /// Requests went back since the driver was last considered for an interrupt.
+    returned: bool,
 }
 
 impl Ring {
@@ -48,7 +50,7 @@ impl Ring {
     pub fn take(resources: &mut Resources, index: usize) -> Result<Self, StartError> {
         let running = resources.queues.get_mut(index).and_then(Option::take);
         let running = running.ok_or(StartError::QueueDisabled(index))?;
-        Ok(Self { memory: Arc::clone(&resources.memory), running })
+        Ok(Self { memory: Arc::clone(&resources.memory), running, returned: false })
     }
 
     /// Ends serving and returns the queue where it stands.
@@ -97,6 +99,7 @@ impl Ring {
 
     /// Returns a request of which the device wrote the first `written` bytes.
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), RingError> {
+        self.returned = true;
         self.running.queue.add_used(&*self.memory, head, written).map_err(RingError::Broken)
     }
 
@@ -112,7 +115,8 @@ impl Ring {
 
     /// Interrupts the driver if it wants to hear of the requests returned since the last call.
     pub fn interrupt(&mut self) -> Result<(), RingError> {
-        if self.running.queue.needs_notification(&*self.memory).map_err(RingError::Broken)? {
+        let returned = std::mem::take(&mut self.returned);
+        if returned && self.running.queue.needs_notification(&*self.memory).map_err(RingError::Broken)? {
             self.running.interrupt.trigger().map_err(RingError::Interrupt)?;
         }
         Ok(())
