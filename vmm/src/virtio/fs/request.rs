@@ -3,7 +3,9 @@
 //! The guest chooses its numbers freely, duplicates included. Towards the server each request gets a tag of ours, so
 //! that a reply can only ever complete the request that it answers.
 
-use super::spec::{IN_HEADER_LENGTH, OPCODE_BATCH_FORGET, OPCODE_FORGET, OPCODE_INTERRUPT, OUT_HEADER_LENGTH, UNIQUE};
+use super::spec::{
+    EMPTY_REPLY, IN_HEADER_LENGTH, OPCODE_BATCH_FORGET, OPCODE_FORGET, OPCODE_INTERRUPT, OUT_HEADER_LENGTH, UNIQUE,
+};
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
