@@ -9,7 +9,8 @@ use super::connector::{ConnectError, Done};
 use super::packet::{Credit, Packet, Ports};
 use super::spec::MAX_PAYLOAD;
 use crate::virtio::chain::Slice;
-use std::io::{self, ErrorKind, Write};
+use nix::unistd::write;
+use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use vm_memory::VolatileMemoryError;
 use vm_memory::io::{ReadVolatile, WriteVolatile};
@@ -160,8 +161,11 @@ impl Channel {
 
     fn flush(&mut self) {
         while self.writable && !self.backlog.is_empty() {
-            let written =
-                uninterrupted(|| self.stream.write(self.backlog.front()).map_err(VolatileMemoryError::IOError));
+            // Not the stream's own `write`, which is sendto(2): no thread may call that.
+            let front = self.backlog.front();
+            let written = uninterrupted(|| {
+                write(&self.stream, front).map_err(|error| VolatileMemoryError::IOError(error.into()))
+            });
             let Some(length) = self.wrote(written) else { break };
             self.backlog.consume(length);
         }
