@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 /// Longest line, in bytes; the rest of a longer one is dropped.
 const MAX_LINE: usize = 1024;
@@ -19,12 +21,31 @@ const MAX_LINES: u32 = 1000;
 
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// Forwards the pipe's lines until its last writer is gone. Returns where the last `ERROR` line is kept.
-pub(super) fn forward(pipe: OwnedFd, source: &'static str) -> Result<Arc<Mutex<Option<String>>>, SandboxError> {
+/// For what a process left in the pipe when it ended.
+const REST: Duration = Duration::from_millis(200);
+
+/// The lines of one pipe, being forwarded.
+#[derive(Debug)]
+pub(super) struct Forwarding {
+    last_error: Arc<Mutex<Option<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Forwarding {
+    /// The last `ERROR` line of a process that has ended. What it wrote may still be in the pipe.
+    pub async fn last_error(self) -> Option<String> {
+        // Not for ever: a child of the process may hold the pipe.
+        let _ = timeout(REST, self.task).await;
+        self.last_error.lock().ok()?.take()
+    }
+}
+
+/// Forwards the pipe's lines until its last writer is gone.
+pub(super) fn forward(pipe: OwnedFd, source: &'static str) -> Result<Forwarding, SandboxError> {
     let mut pipe = Receiver::from_owned_fd(pipe).map_err(SandboxError::host("read the log of the", &source))?;
     let last_error = Arc::new(Mutex::new(None));
     let kept = Arc::clone(&last_error);
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let mut lines = Lines::default();
         let mut budget = Budget::new(Instant::now());
         let mut chunk = [0; 4096];
@@ -41,7 +62,7 @@ pub(super) fn forward(pipe: OwnedFd, source: &'static str) -> Result<Arc<Mutex<O
             }
         }
     });
-    Ok(last_error)
+    Ok(Forwarding { last_error, task })
 }
 
 fn record(source: &'static str, line: &str, last_error: &Mutex<Option<String>>) {

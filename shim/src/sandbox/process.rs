@@ -6,7 +6,7 @@
 
 use super::SandboxError;
 use super::cgroup::Cgroup;
-use super::lines;
+use super::lines::{self, Forwarding};
 use nix::fcntl::OFlag;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
 
@@ -49,10 +49,10 @@ impl Process {
         // The command holds the parent's ends of stdin and stderr: the log would never end with it.
         drop(command);
         let pid = child.id().ok_or_else(|| failed(io::Error::other("it ended at once")))?;
-        let last_error = lines::forward(log, program.name)?;
+        let log = lines::forward(log, program.name)?;
         let kill = Arc::new(Notify::new());
         let (sender, ended) = watch::channel(None);
-        tokio::spawn(reap(program.name, child, Arc::clone(&kill), last_error, sender));
+        tokio::spawn(reap(program.name, child, Arc::clone(&kill), log, sender));
         Ok(Self { pid, kill, ended })
     }
 
@@ -84,7 +84,7 @@ async fn reap(
     name: &'static str,
     mut child: Child,
     kill: Arc<Notify>,
-    last_error: Arc<Mutex<Option<String>>>,
+    log: Forwarding,
     ended: watch::Sender<Option<String>>,
 ) {
     let status = tokio::select! {
@@ -95,7 +95,7 @@ async fn reap(
         Ok(status) => describe(name, status),
         Err(error) => format!("the {name} could not be waited for: {error}"),
     };
-    if let Some(error) = last_error.lock().ok().and_then(|mut error| error.take()) {
+    if let Some(error) = log.last_error().await {
         text = format!("{text}: {error}");
     }
     ended.send_replace(Some(text));
@@ -115,3 +115,6 @@ pub(super) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
+
+#[cfg(test)]
+mod tests;
