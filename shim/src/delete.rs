@@ -5,14 +5,12 @@
 use crate::args::{ArgumentError, Arguments};
 use crate::clock;
 use crate::sandbox::{self, SandboxError};
+use crate::start::ADDRESS_FILE;
 use crate::start::socket::SocketPath;
 use crate::task::process::Exit;
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
 use std::path::Path;
-
-/// Longest URL of a socket that is read, in bytes.
-const MAX_ADDRESS: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
@@ -26,10 +24,10 @@ pub enum DeleteError {
 pub fn delete(arguments: &Arguments, bundle: &Path) -> Result<Vec<u8>, DeleteError> {
     let (namespace, id) = (arguments.namespace()?, arguments.id()?);
     sandbox::cleanup(namespace, id)?;
-    if let Ok(url) = std::fs::read_to_string(bundle.join(crate::start::ADDRESS_FILE)) {
-        if let Some(socket) = SocketPath::from_url(&url).filter(|_| url.len() <= MAX_ADDRESS) {
-            socket.remove_stale();
-        }
+    // The pod's socket: for a member, only removed when the pod's shim is dead.
+    let address = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).unwrap_or_default();
+    if let Some(socket) = SocketPath::from_url(&address) {
+        socket.remove_stale();
     }
     let exit = Exit::now(Exit::KILLED);
     let response = DeleteResponse {

@@ -76,7 +76,7 @@ calls! {
 }
 
 impl Agent {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         Self { client: AgentClient::new(Client::new(stream.into())) }
     }
 }

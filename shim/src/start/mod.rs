@@ -66,11 +66,11 @@ pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u
         RuntimeOptions::from_any(&input.options)?.config()?;
         let socket = SocketPath::new(directory, &arguments.address, namespace, id);
         let failed = |source| StartError::Listen { path: socket.path().to_owned(), source };
-        if let Claim::Bound(listener) = socket.claim().map_err(failed)? {
-            if let Err(error) = daemon::leave_behind(arguments, bundle, listener, &input.options) {
-                let _ = std::fs::remove_file(socket.path());
-                return Err(StartError::Daemon(error));
-            }
+        if let Claim::Bound(listener) = socket.claim().map_err(failed)?
+            && let Err(error) = daemon::leave_behind(arguments, bundle, listener, &input.options)
+        {
+            let _ = std::fs::remove_file(socket.path());
+            return Err(StartError::Daemon(error));
         }
         socket
     };

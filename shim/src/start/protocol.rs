@@ -28,16 +28,16 @@ impl Input {
     /// Tells bootstrap params from options: only the former repeat the id that is on the command line. Read as
     /// bootstrap params, options would have their type's name there.
     pub fn parse(bytes: &[u8], id: &Identifier) -> protobuf::Result<Self> {
-        if let Ok(params) = BootstrapParams::parse_from_bytes(bytes) {
-            if params.instance_id == id.as_str() {
-                let values = params.extensions.into_iter().filter_map(|extension| extension.value.into_option());
-                let options = values.into_iter().find(|any| any.type_url.contains("runtimeoptions"));
-                return Ok(Self {
-                    options: options.unwrap_or_default(),
-                    socket_directory: params.socket_dir.filter(|path| path.starts_with('/')).map(Into::into),
-                    bootstrap: true,
-                });
-            }
+        if let Ok(params) = BootstrapParams::parse_from_bytes(bytes)
+            && params.instance_id == id.as_str()
+        {
+            let values = params.extensions.into_iter().filter_map(|extension| extension.value.into_option());
+            let options = values.into_iter().find(|any| any.type_url.contains("runtimeoptions"));
+            return Ok(Self {
+                options: options.unwrap_or_default(),
+                socket_directory: params.socket_dir.filter(|path| path.starts_with('/')).map(Into::into),
+                bootstrap: true,
+            });
         }
         Ok(Self { options: Any::parse_from_bytes(bytes)?, socket_directory: None, bootstrap: false })
     }

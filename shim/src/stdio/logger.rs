@@ -77,11 +77,11 @@ async fn look_after(mut child: Child, ready: Receiver, program: String) {
 /// A pipe whose descriptors lie above those that the program gets.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-    Ok((lift(reader)?, lift(writer)?))
+    Ok((lift(&reader)?, lift(&writer)?))
 }
 
-fn lift(fd: OwnedFd) -> io::Result<OwnedFd> {
-    let lifted = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(PLACES[2] + 1))?;
+fn lift(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    let lifted = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(PLACES[2] + 1))?;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(lifted) })
 }

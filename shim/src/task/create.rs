@@ -39,11 +39,11 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
         Role::Alone | Role::Sandbox => boot(&pod, &id, &spec, &request.options).await?,
     };
     let container = Arc::new(Container::new(id, bundle, vm.vmm_pid(), &role, stdio));
-    if !container.is_sandbox {
-        if let Err(error) = make(&*vm, &container, &spec, opened, &request).await {
-            undo(&pod, &*vm, &container).await;
-            return Err(error);
-        }
+    if !container.is_sandbox
+        && let Err(error) = make(&*vm, &container, &spec, opened, &request).await
+    {
+        undo(&pod, &*vm, &container).await;
+        return Err(error);
     }
     reservation.fill(container.clone());
     pod.events.publish(TASK_CREATE_EVENT_TOPIC, &event(&request, container.pid));

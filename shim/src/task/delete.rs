@@ -72,8 +72,10 @@ async fn delete_container(pod: &Pod, container: &Container) {
     match pod.vm() {
         Ok(vm) if !container.is_sandbox => {
             forget(&*vm, init).await;
-            if let Err(error) = vm.detach(&container.id).await {
-                // What stays goes with the microVM.
+            // The owner's goes with the microVM, at once.
+            if !container.owns_vm
+                && let Err(error) = vm.detach(&container.id).await
+            {
                 tracing::error!(container = %container.id, %error, "container is not detached");
             }
         }

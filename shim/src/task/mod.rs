@@ -144,3 +144,6 @@ impl Task for TaskService {
         told("checkpoint", Err(TaskError::Unsupported("checkpoint")))
     }
 }
+
+#[cfg(test)]
+mod tests;
