@@ -1,5 +1,6 @@
 //! The VMM's parts. The binary composes them; tests and fuzzers use them one by one.
 
+pub mod allocator;
 pub mod control;
 pub mod jail;
 pub mod machine;

@@ -1,12 +1,13 @@
 //! `bulkhead-vmm`: one virtual machine. Takes no arguments; everything arrives over the control socket.
 
-use bulkhead_vmm::control;
+use bulkhead_vmm::{allocator, control};
 use std::io;
 use std::process::ExitCode;
 
 /// Descriptor 0 is the control socket and 2 the log: one line of text per record, which the shim forwards.
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_target(false).without_time().init();
+    allocator::use_one_heap();
     match control::run(io::stdin()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -26,8 +26,8 @@ pub enum BootError {
     Descriptor(#[from] ChannelError),
     #[error("the descriptor for KVM is something else")]
     NotKvm,
-    // JAIL #[error("cannot enter the jail")]
-    // JAIL Jail(#[from] jail::JailError),
+    #[error("cannot enter the jail")]
+    Jail(#[from] jail::JailError),
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error("cannot start the vCPUs")]
@@ -50,7 +50,7 @@ pub fn boot(request: &vmm_protocol::Machine, mut descriptors: Descriptors) -> Re
     };
     drop(descriptors);
 
-    // JAIL jail::enter(&request.jail)?;
+    jail::enter(&request.jail)?;
     if resources.kvm.get_api_version() != KVM_API {
         return Err(BootError::NotKvm);
     }
