@@ -12,7 +12,8 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", with_causes(&*error));
+            // containerd puts its own words around it.
+            eprint!("{}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }
