@@ -30,7 +30,7 @@ pub enum JailError {
     Directory(RawFd),
     #[error("cannot inspect {path}")]
     Inspect { path: &'static str, source: Errno },
-    #[error("cannot carry out {step:?}")]
+    #[error("cannot {step}")]
     Step { step: Step, source: Errno },
 }
 

@@ -4,6 +4,7 @@ use super::JailError;
 use nix::sched::CloneFlags;
 use nix::sys::resource::Resource;
 use nix::unistd::{Gid, Uid};
+use std::fmt;
 use vmm_protocol::Jail;
 
 /// Most threads of the pod's user: vCPUs, one per device, the main thread, and one that KVM makes for itself.
@@ -32,6 +33,24 @@ pub enum Step {
     /// Keeps other processes of the same user out; changing the user resets it.
     ForbidTracing,
     ForbidNewPrivileges,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unshare(_) => formatter.write_str("leave the host's namespaces"),
+            Self::IsolateMounts => formatter.write_str("isolate mounts"),
+            Self::EmptyRoot => formatter.write_str("replace the root by an empty one"),
+            Self::Limit(resource, value) => write!(formatter, "limit {resource:?} to {value}"),
+            Self::DropBoundingCapabilities => formatter.write_str("empty the bounding set of capabilities"),
+            Self::DropGroups => formatter.write_str("leave all supplementary groups"),
+            Self::BecomeGroup(gid) => write!(formatter, "become group {gid}"),
+            Self::BecomeUser(uid) => write!(formatter, "become user {uid}"),
+            Self::DropCapabilities => formatter.write_str("drop all capabilities"),
+            Self::ForbidTracing => formatter.write_str("forbid tracing"),
+            Self::ForbidNewPrivileges => formatter.write_str("forbid new privileges"),
+        }
+    }
 }
 
 /// The steps into the jail of one pod, in order.

@@ -36,10 +36,10 @@ const fn with(call: c_long, arguments: &'static [Argument]) -> Rule {
 }
 
 const KVM: u8 = 0xae;
-const KVM_RUN: u64 = request_code_none!(KVM, 0x80);
-const KVM_SET_GSI_ROUTING: u64 = request_code_write!(KVM, 0x6a, size_of::<kvm_irq_routing>());
-const KVM_IRQFD: u64 = request_code_write!(KVM, 0x76, size_of::<kvm_irqfd>());
-const KVM_IOEVENTFD: u64 = request_code_write!(KVM, 0x79, size_of::<kvm_ioeventfd>());
+pub const KVM_RUN: u64 = request_code_none!(KVM, 0x80);
+pub const KVM_SET_GSI_ROUTING: u64 = request_code_write!(KVM, 0x6a, size_of::<kvm_irq_routing>());
+pub const KVM_IRQFD: u64 = request_code_write!(KVM, 0x76, size_of::<kvm_irqfd>());
+pub const KVM_IOEVENTFD: u64 = request_code_write!(KVM, 0x79, size_of::<kvm_ioeventfd>());
 
 const EMPTY_PATH: u64 = libc::AT_EMPTY_PATH as u64;
 
@@ -93,12 +93,9 @@ const BLOCK: &[Rule] = &[
     any(libc::SYS_fallocate),
 ];
 
-/// Packets to and from the file server, scattered in guest memory.
-const FS: &[Rule] = &[any(libc::SYS_readv), any(libc::SYS_writev)];
-
 /// Frames to and from the tap, scattered in guest memory.
 const NET: &[Rule] =
-    &[any(libc::SYS_readv), any(libc::SYS_writev), with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD as u64)])];
+    &[any(libc::SYS_readv), any(libc::SYS_writev), with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD)])];
 
 const VSOCK: &[Rule] = &[any(libc::SYS_shutdown)];
 
@@ -119,6 +116,8 @@ const MAIN: &[Rule] = &[
     with(libc::SYS_statx, &[Has(2, EMPTY_PATH, EMPTY_PATH)]),
     with(libc::SYS_newfstatat, &[Has(3, EMPTY_PATH, EMPTY_PATH)]),
     any(libc::SYS_lseek),
+    // Whether a file server's socket is one.
+    with(libc::SYS_getsockopt, &[Is(1, libc::SOL_SOCKET as u64), Is(2, libc::SO_TYPE as u64)]),
 ];
 
 /// The flags that the C library starts a thread with.
@@ -147,13 +146,12 @@ const THREAD_START: &[Rule] = &[
 /// The rules of a kind of thread.
 pub fn of(kind: ThreadKind) -> impl Iterator<Item = &'static Rule> {
     let lists: &[&[Rule]] = match kind {
-        ThreadKind::Main => &[EVERY_THREAD, EVENT_LOOP, MAIN, THREAD_START, BLOCK, FS, NET, VSOCK],
+        ThreadKind::Main => &[EVERY_THREAD, EVENT_LOOP, MAIN, THREAD_START, BLOCK, NET, VSOCK],
         ThreadKind::Vcpu => &[EVERY_THREAD, VCPU],
         ThreadKind::Block => &[EVERY_THREAD, EVENT_LOOP, BLOCK],
-        ThreadKind::Fs => &[EVERY_THREAD, EVENT_LOOP, FS],
         ThreadKind::Net => &[EVERY_THREAD, EVENT_LOOP, NET],
         ThreadKind::Vsock => &[EVERY_THREAD, EVENT_LOOP, VSOCK],
-        ThreadKind::Console | ThreadKind::Pmem | ThreadKind::Rng => &[EVERY_THREAD, EVENT_LOOP],
+        ThreadKind::Console | ThreadKind::Fs | ThreadKind::Pmem | ThreadKind::Rng => &[EVERY_THREAD, EVENT_LOOP],
     };
     lists.iter().copied().flatten()
 }

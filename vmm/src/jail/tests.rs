@@ -1,14 +1,25 @@
 #![expect(unsafe_code, reason = "a jail is tried out in a forked child, with raw system calls")]
 
 use super::*;
-use crate::virtio::testing::skip;
+use crate::virtio::block::Block;
+use crate::virtio::console::Console;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::fs::Fs;
+use crate::virtio::pmem::Pmem;
+use crate::virtio::rng::Rng;
+use crate::virtio::testing::{Driver, skip};
+use crate::virtio::vsock::Vsock;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, Uid, fork, pipe};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const JAIL: Jail = Jail { uid: 1_999_999_990, gid: 1_999_999_991 };
 
@@ -134,7 +145,6 @@ fn a_jailed_process_is_limited_and_leaves_no_core() {
     assert_eq!(limit("Max open files"), ["4096", "4096"]);
     assert_eq!(limit("Max processes"), ["128", "128"]);
     // Not dumpable: its files in /proc belong to root.
-    use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(prisoner.proc("maps")).unwrap().uid(), 0);
 }
 
@@ -209,26 +219,55 @@ fn a_forbidden_call_kills_the_process() {
 }
 
 #[test]
+fn an_abort_is_seen_as_one() {
+    for kind in ThreadKind::ALL {
+        let child = forked(|| {
+            confine_thread(kind).unwrap();
+            std::process::abort();
+        });
+        assert!(matches!(waitpid(child, None).unwrap(), WaitStatus::Signaled(_, Signal::SIGABRT, _)), "{kind:?}");
+    }
+}
+
+#[test]
 fn only_vcpus_run_the_guest() {
-    let run = [u64::from(u32::MAX), 0xae80, 0];
+    let run = [u64::from(u32::MAX), rules::KVM_RUN, 0];
     for kind in ThreadKind::ALL {
         let expected = if kind == ThreadKind::Vcpu { FINE } else { KILLED };
         assert_eq!(ends_with(kind, libc::SYS_ioctl, run), expected, "{kind:?}");
     }
 }
 
+fn start_and_stop(device: impl VirtioDevice) {
+    Driver::start(device, 0).stop();
+}
+
+/// What hot-plug and a guest's drivers make the main thread do, with the threads' own filters on top.
 #[test]
-fn a_confined_main_thread_starts_device_threads() {
+fn a_confined_main_thread_makes_and_starts_every_device() {
+    let disk = tempfile::tempfile().unwrap();
+    disk.set_len(4096).unwrap();
+    let (_log, console) = pipe().unwrap();
+    let (server, _peer) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let (stream, _host) = UnixStream::pair().unwrap();
     let child = forked(|| {
         confine_thread(ThreadKind::Main).unwrap();
-        for kind in ThreadKind::ALL.into_iter().filter(|kind| !matches!(kind, ThreadKind::Main | ThreadKind::Vcpu)) {
-            let thread = std::thread::Builder::new().name(kind.name().into()).spawn(move || {
-                confine_thread(kind).unwrap();
-                // Enough to leave the thread's own arena and map memory.
-                vec![1u8; 1 << 20].len()
-            });
-            assert_eq!(thread.unwrap().join().unwrap(), 1 << 20);
-        }
+        start_and_stop(Block::new(disk, false).unwrap());
+        start_and_stop(Console::new(console));
+        start_and_stop(Fs::new("share", server).unwrap());
+        start_and_stop(Pmem::new(1 << 32, 2 << 20));
+        start_and_stop(Rng::new());
+        let (vsock, connector) = Vsock::new(3, EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+        connector.connect(1024, stream.into(), Box::new(drop));
+        start_and_stop(vsock);
     });
     assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+}
+
+#[test]
+fn the_kinds_of_requests_to_kvm_have_the_numbers_of_its_interface() {
+    assert_eq!(rules::KVM_RUN, 0xae80);
+    assert_eq!(rules::KVM_SET_GSI_ROUTING, 0x4008_ae6a);
+    assert_eq!(rules::KVM_IRQFD, 0x4020_ae76);
+    assert_eq!(rules::KVM_IOEVENTFD, 0x4040_ae79);
 }
