@@ -14,8 +14,8 @@ const SYSCTLS: [(&str, &str); 6] = [
     ("kernel/pid_max", "4194304"),
     // A kernel that has stumbled is not worth keeping: the pod is restarted instead.
     ("kernel/panic_on_oops", "1"),
-    // The agent's log lines are not dropped, and warnings reach the console.
-    ("kernel/printk_devkmsg", "on"),
+    // The agent's log lines are not dropped, and warnings reach the console. The first insists on its line end.
+    ("kernel/printk_devkmsg", "on\n"),
     ("kernel/printk", "5"),
     // What databases ask for, and nodes are commonly set to.
     ("vm/max_map_count", "262144"),
