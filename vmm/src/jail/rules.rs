@@ -93,9 +93,13 @@ const BLOCK: &[Rule] = &[
     any(libc::SYS_fallocate),
 ];
 
-/// Frames to and from the tap, scattered in guest memory.
-const NET: &[Rule] =
-    &[any(libc::SYS_readv), any(libc::SYS_writev), with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD)])];
+/// Frames to and from the tap, scattered in guest memory; its offloads and the length of its frame header.
+const NET: &[Rule] = &[
+    any(libc::SYS_readv),
+    any(libc::SYS_writev),
+    with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD)]),
+    with(libc::SYS_ioctl, &[Is(1, libc::TUNSETVNETHDRSZ)]),
+];
 
 const VSOCK: &[Rule] = &[any(libc::SYS_shutdown)];
 

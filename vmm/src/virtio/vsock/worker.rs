@@ -98,6 +98,9 @@ impl VsockWorker {
 
     /// Sends packets to the guest, as far as it has buffers.
     fn send(&mut self) -> Result<(), RingError> {
+        if !self.muxer.wants_to_send() {
+            return Ok(());
+        }
         self.rx.disable_kicks()?;
         for _ in 0..self.rx.size() {
             if !self.muxer.wants_to_send() {
