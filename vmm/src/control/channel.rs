@@ -61,7 +61,8 @@ impl<S: AsFd> Channel<S> {
                 Err(error) => return Err(ChannelError::Receive(error)),
             };
             let mut descriptors = Vec::new();
-            for part in message.cmsgs().map_err(ChannelError::Receive)? {
+            // An error says that there were more descriptors than fit.
+            for part in message.cmsgs().map_err(|_| ChannelError::Truncated)? {
                 if let ControlMessageOwned::ScmRights(numbers) = part {
                     // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
                     descriptors.extend(numbers.iter().map(|number| Some(unsafe { OwnedFd::from_raw_fd(*number) })));

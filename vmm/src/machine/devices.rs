@@ -3,6 +3,7 @@
 use crate::virtio::block::{Block, BlockError};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Vsock};
@@ -38,6 +39,8 @@ pub enum Attachment {
 pub enum DeviceError {
     #[error("cannot open the block device")]
     Block(#[from] BlockError),
+    #[error("cannot share the file server's directory")]
+    Fs(#[from] FsError),
     #[error("no such device yet")]
     Missing,
 }
@@ -46,7 +49,8 @@ impl Attachment {
     pub fn into_device(self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
         Ok(match self {
             Self::Block { image, read_only } => Box::new(Block::new(image, read_only)?),
-            Self::Net { .. } | Self::Fs { .. } => return Err(DeviceError::Missing),
+            Self::Fs { tag, server } => Box::new(Fs::new(&tag, server)?),
+            Self::Net { .. } => return Err(DeviceError::Missing),
         })
     }
 }

@@ -136,7 +136,11 @@ impl Msix {
         let control = u16::from(high) << 8;
         let open = control & CONTROL_ENABLE != 0 && control & CONTROL_MASK_ALL == 0;
         self.open = open;
-        self.vectors.iter().fold(false, |stale, vector| vector.update(|state| state.open = open) || stale)
+        let mut stale = false;
+        for vector in &self.vectors {
+            stale |= vector.update(|state| state.open = open);
+        }
+        stale
     }
 
     /// Reads the table. Only aligned accesses of 4 or 8 bytes are defined; others read zero.

@@ -1,1 +1,165 @@
-//! Tiny guests in real mode.
+//! Tiny guests in real mode, on the machine's own KVM.
+
+use super::super::interrupts::{Interrupts, KvmDoorbells};
+use super::super::memory::{RootImage, give_to_guest, guest_memory};
+use super::super::serial::DebugSerial;
+use super::super::x86_64::layout;
+use super::*;
+use crate::pci::{Bus, Vector};
+use crate::virtio::device::{GuestMemory, Interrupt};
+use crate::virtio::transport::Doorbells;
+use kvm_ioctls::{Kvm, VmFd};
+use std::io::Read;
+use vm_memory::{Bytes, GuestAddress};
+
+const CODE: u64 = 0x1000;
+const RAM: u64 = 1 << 20;
+
+/// KVM, or a line that says that the test was skipped.
+fn kvm() -> Option<Kvm> {
+    match Kvm::new() {
+        Ok(kvm) => Some(kvm),
+        Err(error) => {
+            println!("SKIPPED: no /dev/kvm: {error}");
+            None
+        }
+    }
+}
+
+struct Guest {
+    vm: Arc<VmFd>,
+    memory: GuestMemory,
+    exits: Exits,
+    _image: RootImage,
+    serial: std::io::PipeReader,
+}
+
+impl Guest {
+    fn new(kvm: &Kvm) -> Self {
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let memory = guest_memory(&layout::ram(RAM)).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 << 20).unwrap();
+        let mut image = RootImage::map(&file, &layout::ram(RAM)).unwrap();
+        // Within reach of real mode: behind RAM.
+        image.guest = RAM..RAM + (2 << 20);
+        give_to_guest(&vm, &memory, &image).unwrap();
+        let (serial, log) = std::io::pipe().unwrap();
+        let exits = Exits {
+            bus: Arc::new(Bus::new()),
+            serial: Some(DebugSerial::new(log.into())),
+            root_image: image.guest.clone(),
+        };
+        Self { vm, memory, exits, _image: image, serial }
+    }
+
+    /// Runs machine code until it stops, and returns why and what `ax` holds then.
+    fn run(&self, code: &[u8]) -> (StopReason, u64) {
+        self.memory.write_slice(code, GuestAddress(CODE)).unwrap();
+        let vcpu = self.vm.create_vcpu(0).unwrap();
+        let mut special = vcpu.get_sregs().unwrap();
+        (special.cs.base, special.cs.selector) = (0, 0);
+        vcpu.set_sregs(&special).unwrap();
+        vcpu.set_regs(&kvm_bindings::kvm_regs { rip: CODE, rflags: 2, ..Default::default() }).unwrap();
+        // `run` takes the vCPU; its registers end up in memory.
+        let reason = run(vcpu, &self.exits);
+        let ax: u16 = self.memory.read_obj(GuestAddress(0x500)).unwrap();
+        (reason, u64::from(ax))
+    }
+}
+
+/// `mov [0x500], ax; hlt`
+const STORE_AND_HALT: &[u8] = &[0xa3, 0x00, 0x05, 0xf4];
+
+fn program(code: &[u8]) -> Vec<u8> {
+    [code, STORE_AND_HALT].concat()
+}
+
+#[test]
+fn a_halted_guest_without_interrupts_has_stopped() {
+    let Some(kvm) = kvm() else { return };
+    // mov ax, 0x1234
+    let (reason, ax) = Guest::new(&kvm).run(&program(&[0xb8, 0x34, 0x12]));
+    assert_eq!((reason, ax), (StopReason::GuestStopped, 0x1234));
+}
+
+#[test]
+fn the_guest_reads_the_host_bridge_through_its_ports() {
+    let Some(kvm) = kvm() else { return };
+    // mov eax, 0x80000000; mov dx, 0xcf8; out dx, eax; mov dx, 0xcfc; in ax, dx
+    let code = [0x66, 0xb8, 0, 0, 0, 0x80, 0xba, 0xf8, 0x0c, 0x66, 0xef, 0xba, 0xfc, 0x0c, 0xed];
+    assert_eq!(Guest::new(&kvm).run(&program(&code)), (StopReason::GuestStopped, 0x8086));
+}
+
+#[test]
+fn ports_without_a_device_read_ones() {
+    let Some(kvm) = kvm() else { return };
+    // mov dx, 0x80; in ax, dx
+    assert_eq!(Guest::new(&kvm).run(&program(&[0xba, 0x80, 0, 0xed])).1, 0xffff);
+}
+
+#[test]
+fn the_debug_serial_port_shows_what_the_guest_writes() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::new(&kvm);
+    // mov dx, 0x3f8; mov al, 'B'; out dx, al; mov al, 'K'; out dx, al
+    guest.run(&program(&[0xba, 0xf8, 0x03, 0xb0, b'B', 0xee, 0xb0, b'K', 0xee]));
+    let mut text = [0; 2];
+    guest.serial.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"BK");
+}
+
+#[test]
+fn writes_to_the_root_image_change_nothing_and_stop_nobody() {
+    let Some(kvm) = kvm() else { return };
+    // mov ax, 0xffff; mov ds, ax; mov byte [0x10], 0x5a; mov al, [0x10]; xor ah, ah; mov ds, (cs = 0)
+    let code = [
+        0xb8, 0xff, 0xff, 0x8e, 0xd8, 0xc6, 0x06, 0x10, 0x00, 0x5a, 0xa0, 0x10, 0x00, 0x30, 0xe4, 0x8c, 0xcb, 0x8e,
+        0xdb,
+    ];
+    let (reason, ax) = Guest::new(&kvm).run(&program(&code));
+    assert_eq!((reason, ax), (StopReason::GuestStopped, 0));
+}
+
+#[test]
+fn the_first_reason_to_stop_counts() {
+    let stop = Stop::new().unwrap();
+    stop.signal(StopReason::GuestStopped);
+    stop.signal(StopReason::Failed("later".into()));
+    assert_eq!(stop.reason(), Some(StopReason::GuestStopped));
+    assert!(stop.event().read().is_ok());
+}
+
+#[test]
+fn vectors_connect_and_are_routed() {
+    let Some(kvm) = kvm() else { return };
+    let vm = Arc::new(kvm.create_vm().unwrap());
+    vm.create_irq_chip().unwrap();
+    let mut interrupts = Interrupts::new(Arc::clone(&vm));
+    let mut msix = crate::pci::Msix::new(2).unwrap();
+    interrupts.connect(5, msix.vectors()).unwrap();
+    msix.set_control(0x80);
+    msix.write_table(0, &0xfee0_0000_u64.to_le_bytes());
+    msix.write_table(8, &0x4031_u64.to_le_bytes());
+    let vector: Arc<Vector> = Arc::clone(&msix.vectors()[0]);
+    vector.trigger().unwrap();
+    let mut pending = [0];
+    msix.read_pending(0, &mut pending);
+    assert_eq!(pending, [1], "no route yet");
+    interrupts.apply().unwrap();
+    msix.read_pending(0, &mut pending);
+    assert_eq!(pending, [0], "delivered");
+    interrupts.disconnect(5);
+    interrupts.apply().unwrap();
+}
+
+#[test]
+fn doorbells_connect_once_per_address() {
+    let Some(kvm) = kvm() else { return };
+    let doorbells = KvmDoorbells(Arc::new(kvm.create_vm().unwrap()));
+    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    doorbells.connect(0xc000_3000, &kick).unwrap();
+    assert!(doorbells.connect(0xc000_3000, &kick).is_err());
+    doorbells.disconnect(0xc000_3000, &kick).unwrap();
+    doorbells.connect(0xc000_3000, &kick).unwrap();
+}

@@ -78,7 +78,7 @@ pub fn write_tables(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
     memory.write_obj(level3 | PRESENT_WRITABLE, GuestAddress(level4))?;
     memory.write_obj(level2 | PRESENT_WRITABLE, GuestAddress(level3))?;
     let entries: Vec<u8> = (0..ENTRIES_PER_TABLE)
-        .flat_map(|index| (index * LARGE_PAGE_SIZE | PRESENT_WRITABLE | LARGE_PAGE).to_le_bytes())
+        .flat_map(|index| ((index * LARGE_PAGE_SIZE) | PRESENT_WRITABLE | LARGE_PAGE).to_le_bytes())
         .collect();
     memory.write_slice(&entries, GuestAddress(level2))
 }
@@ -132,7 +132,6 @@ pub fn wire_local_apic(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
 }
 
 fn set_delivery_mode(lapic: &mut kvm_lapic_state, offset: usize, mode: u32) {
-    #[expect(clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "KVM's bytes are C chars")]
     let register = &mut lapic.regs[offset..offset + 4];
     let mut bytes = [0; 4];
     for (byte, char) in bytes.iter_mut().zip(&*register) {

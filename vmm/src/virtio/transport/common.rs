@@ -141,19 +141,14 @@ impl CommonRegisters {
     }
 
     fn image(&self, generation: u8) -> [u8; LENGTH as usize] {
-        let half = |features: u64, select: u32| match select {
-            0 => features as u32,
-            1 => (features >> 32) as u32,
-            _ => 0,
-        };
         let none = QueueRegisters { size: 0, ..QueueRegisters::new(0) };
         let queue = self.queues.get(usize::from(self.queue_select)).unwrap_or(&none);
         let mut image = [0; LENGTH as usize];
         let mut put = |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
         put(0, &self.device_feature_select.to_le_bytes());
-        put(4, &half(self.offered, self.device_feature_select).to_le_bytes());
+        put(4, &half(self.offered, self.device_feature_select));
         put(8, &self.driver_feature_select.to_le_bytes());
-        put(12, &half(self.driver_features, self.driver_feature_select).to_le_bytes());
+        put(12, &half(self.driver_features, self.driver_feature_select));
         put(16, &self.config_vector.to_le_bytes());
         put(18, &u16::try_from(self.queues.len()).unwrap_or(0).to_le_bytes());
         put(20, &[self.status, generation]);
@@ -260,6 +255,16 @@ impl CommonRegisters {
 }
 
 const LENGTH_U64: u64 = LENGTH as u64;
+
+/// The half of a feature set that a selector chooses.
+fn half(features: u64, select: u32) -> [u8; 4] {
+    let [a, b, c, d, e, f, g, h] = features.to_le_bytes();
+    match select {
+        0 => [a, b, c, d],
+        1 => [e, f, g, h],
+        _ => [0; 4],
+    }
+}
 
 /// A 64-bit address, written whole or as one of its halves.
 fn write_address(address: &mut u64, offset: u64, data: &[u8]) {
