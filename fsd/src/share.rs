@@ -1,0 +1,352 @@
+//! The share as a file system: what [`PassthroughFs`] does, with what a pod needs besides.
+//!
+//! - `.` and `..` are no names: the guest's kernel resolves them itself, so only an attacker sends them.
+//! - Requests carry up to 128 KiB instead of one page.
+//! - Inode numbers are unique across the file systems of the share ([`InodeNumbers`]).
+
+use crate::numbers::InodeNumbers;
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid,
+    ZeroCopyReader, ZeroCopyWriter,
+};
+use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
+use std::ffi::CStr;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+/// How long the guest may take attributes and names for true without asking again. The guest itself changes most of
+/// what it sees; what the host changes in a volume appears after this time.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the guest's kernel may do, besides what the library turns on.
+///
+/// Without `BIG_WRITES` each write is one page. Locks are left out: all processes that can take them are in the same
+/// guest, whose kernel keeps them.
+const OPTIONS: FsOptions = FsOptions::ASYNC_READ
+    .union(FsOptions::ASYNC_DIO)
+    .union(FsOptions::ATOMIC_O_TRUNC)
+    .union(FsOptions::AUTO_INVAL_DATA)
+    .union(FsOptions::BIG_WRITES)
+    .union(FsOptions::CACHE_SYMLINKS)
+    .union(FsOptions::PARALLEL_DIROPS);
+
+/// A served directory.
+pub struct Share {
+    files: PassthroughFs,
+    numbers: InodeNumbers,
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Share").finish_non_exhaustive()
+    }
+}
+
+impl Share {
+    /// Serves `root`. `/proc` must be that of this process, now and later.
+    pub fn new(root: &str) -> io::Result<Self> {
+        let files = PassthroughFs::new(Config {
+            root_dir: root.into(),
+            cache_policy: CachePolicy::Auto,
+            attr_timeout: TIMEOUT,
+            entry_timeout: TIMEOUT,
+            xattr: true,
+            killpriv_v2: true,
+            // The guest may cache what it wrote, but the host must have it.
+            writeback: false,
+            // A file handle opens any file of a file system, not only those below the root.
+            inode_file_handles: false,
+            ..Config::default()
+        })?;
+        files.import()?;
+        Ok(Self { files, numbers: InodeNumbers::default() })
+    }
+
+    fn renumber(&self, attributes: &mut stat64) {
+        attributes.st_ino = self.numbers.unique(attributes.st_dev, attributes.st_ino);
+    }
+
+    fn entry(&self, result: io::Result<Entry>) -> io::Result<Entry> {
+        result.map(|mut entry| {
+            self.renumber(&mut entry.attr);
+            entry
+        })
+    }
+
+    fn attributes(&self, result: io::Result<(stat64, Duration)>) -> io::Result<(stat64, Duration)> {
+        result.map(|(mut attributes, timeout)| {
+            self.renumber(&mut attributes);
+            (attributes, timeout)
+        })
+    }
+}
+
+/// A name is one component that leads down.
+fn check_name(name: &CStr) -> io::Result<()> {
+    let bytes = name.to_bytes();
+    if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.contains(&b'/') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    Ok(())
+}
+
+impl FileSystem for Share {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        Ok(self.files.init(capable)? | OPTIONS)
+    }
+
+    fn destroy(&self) {
+        self.files.destroy();
+    }
+
+    fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        check_name(name)?;
+        self.entry(self.files.lookup(context, parent, name))
+    }
+
+    fn forget(&self, context: &Context, inode: u64, count: u64) {
+        self.files.forget(context, inode, count);
+    }
+
+    fn batch_forget(&self, context: &Context, requests: Vec<(u64, u64)>) {
+        self.files.batch_forget(context, requests);
+    }
+
+    fn getattr(&self, context: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
+        self.attributes(self.files.getattr(context, inode, handle))
+    }
+
+    fn setattr(
+        &self,
+        context: &Context,
+        inode: u64,
+        attributes: stat64,
+        handle: Option<u64>,
+        valid: SetattrValid,
+    ) -> io::Result<(stat64, Duration)> {
+        self.attributes(self.files.setattr(context, inode, attributes, handle, valid))
+    }
+
+    fn readlink(&self, context: &Context, inode: u64) -> io::Result<Vec<u8>> {
+        self.files.readlink(context, inode)
+    }
+
+    fn symlink(&self, context: &Context, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
+        check_name(name)?;
+        self.entry(self.files.symlink(context, target, parent, name))
+    }
+
+    fn mknod(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+    ) -> io::Result<Entry> {
+        check_name(name)?;
+        self.entry(self.files.mknod(context, parent, name, mode, rdev, umask))
+    }
+
+    fn mkdir(&self, context: &Context, parent: u64, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry> {
+        check_name(name)?;
+        self.entry(self.files.mkdir(context, parent, name, mode, umask))
+    }
+
+    fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        check_name(name)?;
+        self.files.unlink(context, parent, name)
+    }
+
+    fn rmdir(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        check_name(name)?;
+        self.files.rmdir(context, parent, name)
+    }
+
+    fn rename(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        new_parent: u64,
+        new_name: &CStr,
+        flags: u32,
+    ) -> io::Result<()> {
+        check_name(name)?;
+        check_name(new_name)?;
+        self.files.rename(context, parent, name, new_parent, new_name, flags)
+    }
+
+    fn link(&self, context: &Context, inode: u64, new_parent: u64, new_name: &CStr) -> io::Result<Entry> {
+        check_name(new_name)?;
+        self.entry(self.files.link(context, inode, new_parent, new_name))
+    }
+
+    fn open(
+        &self,
+        context: &Context,
+        inode: u64,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        self.files.open(context, inode, flags, fuse_flags)
+    }
+
+    fn create(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        arguments: CreateIn,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
+        check_name(name)?;
+        let (entry, handle, options, passthrough) = self.files.create(context, parent, name, arguments)?;
+        Ok((self.entry(Ok(entry))?, handle, options, passthrough))
+    }
+
+    fn read(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        target: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        flags: u32,
+    ) -> io::Result<usize> {
+        self.files.read(context, inode, handle, target, size, offset, lock_owner, flags)
+    }
+
+    fn write(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        source: &mut dyn ZeroCopyReader,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        delayed: bool,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<usize> {
+        self.files.write(context, inode, handle, source, size, offset, lock_owner, delayed, flags, fuse_flags)
+    }
+
+    fn flush(&self, context: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
+        self.files.flush(context, inode, handle, lock_owner)
+    }
+
+    fn fsync(&self, context: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()> {
+        self.files.fsync(context, inode, data_only, handle)
+    }
+
+    fn fallocate(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        self.files.fallocate(context, inode, handle, mode, offset, length)
+    }
+
+    fn release(
+        &self,
+        context: &Context,
+        inode: u64,
+        flags: u32,
+        handle: u64,
+        flush: bool,
+        flock_release: bool,
+        lock_owner: Option<u64>,
+    ) -> io::Result<()> {
+        self.files.release(context, inode, flags, handle, flush, flock_release, lock_owner)
+    }
+
+    fn statfs(&self, context: &Context, inode: u64) -> io::Result<statvfs64> {
+        self.files.statfs(context, inode)
+    }
+
+    fn setxattr(&self, context: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
+        self.files.setxattr(context, inode, name, value, flags)
+    }
+
+    fn getxattr(&self, context: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        self.files.getxattr(context, inode, name, size)
+    }
+
+    fn listxattr(&self, context: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        self.files.listxattr(context, inode, size)
+    }
+
+    fn removexattr(&self, context: &Context, inode: u64, name: &CStr) -> io::Result<()> {
+        self.files.removexattr(context, inode, name)
+    }
+
+    fn opendir(&self, context: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        self.files.opendir(context, inode, flags)
+    }
+
+    /// Entries with the inode numbers that `getattr` tells, which the library's own `readdir` does not give.
+    fn readdir(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, entry| {
+            name.ino = self.numbers.unique(entry.attr.st_dev, entry.attr.st_ino);
+            let added = add(name);
+            // An entry that was not added is forgotten by the library.
+            if !matches!(added, Ok(0)) {
+                self.files.forget(context, entry.inode, 1);
+            }
+            added
+        })
+    }
+
+    fn readdirplus(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, mut entry| {
+            self.renumber(&mut entry.attr);
+            name.ino = entry.attr.st_ino;
+            add(name, entry)
+        })
+    }
+
+    fn fsyncdir(&self, context: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()> {
+        self.files.fsyncdir(context, inode, data_only, handle)
+    }
+
+    fn releasedir(&self, context: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
+        self.files.releasedir(context, inode, flags, handle)
+    }
+
+    fn access(&self, context: &Context, inode: u64, mask: u32) -> io::Result<()> {
+        self.files.access(context, inode, mask)
+    }
+
+    fn lseek(&self, context: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
+        self.files.lseek(context, inode, handle, offset, whence)
+    }
+}
