@@ -1,6 +1,6 @@
 //! The bundle: everything that a node with containerd and KVM needs, in one archive.
 
-use crate::cache::Inputs;
+use crate::cache::{self, Inputs};
 use crate::{crun, guest_image, kernel, run};
 use anyhow::{Context, Result};
 use std::fs::{self, Permissions};
@@ -47,8 +47,8 @@ pub fn guest_image(agent: Option<&Path>) -> Result<PathBuf> {
 }
 
 fn build_programs() -> Result<PathBuf> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--target", TARGET]).current_dir(run::workspace());
+    let mut cargo = run::cargo();
+    cargo.args(["build", "--release", "--target", TARGET]);
     for program in NODE_BINARIES.iter().chain([&AGENT]) {
         cargo.args(["--package", program]);
     }
@@ -76,6 +76,8 @@ fn pack(items: &[Item]) -> Result<Bundle> {
     let dist = target_directory().join("dist");
     let bundle =
         Bundle { archive: dist.join(format!("bulkhead-{VERSION}-x86_64.tar.gz")), directory: dist.join("bulkhead") };
+    fs::create_dir_all(&dist)?;
+    let _lock = cache::lock(&dist.join("lock"))?;
     let stamp = dist.join("packed");
     let mut inputs = Inputs::default().value("version", VERSION);
     for item in items {

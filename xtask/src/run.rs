@@ -12,6 +12,13 @@ pub fn workspace() -> PathBuf {
     manifest.parent().expect("xtask is a folder of the workspace").to_path_buf()
 }
 
+/// The cargo that runs xtask, at work in the checkout.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace());
+    cargo
+}
+
 /// Runs `command` with its output shown; a failure names the command line.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {command:?}"))?;
