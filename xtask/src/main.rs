@@ -2,10 +2,13 @@
 
 mod bootstrap;
 mod cache;
+mod check;
 mod crun;
 mod debian;
+mod demo;
 mod dist;
 mod guest_image;
+mod installed;
 mod kernel;
 mod links;
 mod node;
@@ -13,6 +16,8 @@ mod node_image;
 mod oci_images;
 mod oci_layout;
 mod run;
+mod suite;
+mod test;
 mod zones;
 
 use anyhow::Result;
@@ -47,6 +52,12 @@ enum Task {
     OciImages,
     /// Boots a node VM and runs commands in it.
     Node(node::Options),
+    /// Checks formatting, lints and policy, and runs the unit tests.
+    Check,
+    /// Runs all checks, then the end-to-end suite in a node VM of each edition.
+    Test(test::Options),
+    /// Shows a container in its own microVM, in a node VM.
+    Demo,
 }
 
 fn main() -> ExitCode {
@@ -65,6 +76,9 @@ fn carry_out(task: Task) -> Result<ExitCode> {
         Task::Policy => zones::check().and_then(|()| links::check()).map(|()| ExitCode::SUCCESS),
         Task::OciImages => print_path(&oci_images::archives()?),
         Task::Node(options) => node::node(&options),
+        Task::Check => check::check().map(|()| ExitCode::SUCCESS),
+        Task::Test(options) => test::test(&options),
+        Task::Demo => demo::demo(),
     }
 }
 

@@ -1,11 +1,12 @@
 //! `cargo xtask node`: a node VM for developers. tests/README.md tells how to use it.
 
+use crate::installed::Payload;
 use crate::{node_image, run};
 use anyhow::{Context, Result};
 use clap::Args;
-use node_vm::{Builder, Clock, Edition};
-use std::io::BufRead;
-use std::path::PathBuf;
+use node_vm::{Builder, Clock, Edition, NodeVm};
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +18,12 @@ pub struct Options {
     /// A shell script of the host to run in the node.
     #[arg(long, conflicts_with = "command")]
     script: Option<PathBuf>,
+    /// Installs this archive instead of building this checkout's.
+    #[arg(long, value_name = "ARCHIVE")]
+    bundle: Option<PathBuf>,
+    /// Leaves the node without Bulkhead.
+    #[arg(long, conflicts_with = "bundle")]
+    not_installed: bool,
     /// Shows the node a directory as /shares/NAME, read-only. May be repeated.
     #[arg(long, value_name = "NAME=DIRECTORY")]
     share: Vec<String>,
@@ -38,25 +45,36 @@ pub struct Options {
     command: Vec<String>,
 }
 
+impl Options {
+    fn configure(&self, builder: Builder) -> Result<Builder> {
+        let mut builder = builder.memory_mib(self.memory_mib).cpus(self.cpus);
+        if self.instruction_clock {
+            builder = builder.clock(Clock::Instructions);
+        }
+        for share in &self.share {
+            let (name, directory) = share.split_once('=').with_context(|| format!("--share {share}: no `=`"))?;
+            builder = builder.share(name, directory);
+        }
+        Ok(builder)
+    }
+
+    fn boot(&self, artifacts: &Path) -> Result<NodeVm> {
+        let mut progress = std::io::stderr();
+        if !self.not_installed {
+            let payload = Payload::new(self.bundle.as_deref())?;
+            return payload.start(self.edition, artifacts, |builder| self.configure(builder), &mut progress);
+        }
+        let node = self.configure(Builder::new(node_image::seeded(self.edition)?).artifacts(artifacts))?.start()?;
+        writeln!(progress, "the node is up after {:.1} s", node.uptime().as_secs_f64())?;
+        Ok(node)
+    }
+}
+
 pub fn node(options: &Options) -> Result<ExitCode> {
     let artifacts = options.artifacts.clone();
     let artifacts =
         artifacts.unwrap_or_else(|| run::workspace().join(format!("target/node-artifacts/{}", options.edition)));
-    let mut builder = Builder::new(node_image::plain(options.edition)?)
-        .memory_mib(options.memory_mib)
-        .cpus(options.cpus)
-        .artifacts(&artifacts);
-    if options.instruction_clock {
-        builder = builder.clock(Clock::Instructions);
-    }
-    for share in &options.share {
-        let (name, directory) = share.split_once('=').with_context(|| format!("--share {share}: no `=`"))?;
-        builder = builder.share(name, directory);
-    }
-
-    eprintln!("xtask: booting a {} node", options.edition);
-    let mut node = builder.start()?;
-    eprintln!("xtask: the node is up after {:.1} s", node.uptime().as_secs_f64());
+    let mut node = options.boot(&artifacts)?;
 
     let deadline = Duration::from_secs(options.deadline);
     let mut run = |script: &str| node.run(script, deadline, &mut std::io::stdout());
@@ -66,13 +84,13 @@ pub fn node(options: &Options) -> Result<ExitCode> {
         let mut code = 0;
         for line in std::io::stdin().lock().lines() {
             code = run(&line?)?;
-            eprintln!("xtask: exit code {code}");
+            eprintln!("exit code {code}");
         }
         code
     } else {
         run(&options.command.join(" "))?
     };
     node.power_off()?;
-    eprintln!("xtask: exit code {code}; the node's files are in {}", artifacts.display());
+    eprintln!("exit code {code}; the node's files are in {}", artifacts.display());
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }

@@ -1,14 +1,21 @@
 //! Node images: what a node VM boots, made from Debian packages. `images/node/` holds the recipe.
 
 use crate::bootstrap::Root;
-use crate::{cache, run};
-use anyhow::{Context, Result};
-use node_vm::{DiskFormat, Edition, NodeImage};
+use crate::{cache, oci_images, run};
+use anyhow::{Context, Result, bail};
+use node_vm::{Builder, DiskFormat, Edition, NodeImage};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// The root disk's size. It is sparse, so this is what tests may fill, not what it takes.
 const DISK_SIZE: &str = "16G";
+
+/// Room for the blockfile snapshotter's disks, sparse too.
+const BLOCKFILE_STORE_SIZE: u64 = 8 << 30;
+
+/// Two minutes on an idle machine.
+const SEED_DEADLINE: Duration = Duration::from_secs(1200);
 
 /// Changed by hand when this file makes a different image from the same recipe.
 const RECIPE_VERSION: &str = "1";
@@ -18,9 +25,11 @@ const INITRD_MODULES: &[&str] = &["virtio_blk"];
 
 /// The node image of `edition`, with an empty containerd.
 pub fn plain(edition: Edition) -> Result<NodeImage> {
-    let recipe = recipe();
     let inputs = cache::Inputs::default().value("version", RECIPE_VERSION).value("suite", edition.suite());
-    let inputs = inputs.value("disk size", DISK_SIZE).path(&recipe)?;
+    let mut inputs = inputs.value("disk size", DISK_SIZE).value("store size", BLOCKFILE_STORE_SIZE.to_string());
+    for part in ["packages", "modules", "kernel-hook", "initrd-init", "root"] {
+        inputs = inputs.path(&recipe().join(part))?;
+    }
     let directory = cache::entry(&format!("node-{edition}"), &inputs, |directory| build(edition, directory))?;
     Ok(NodeImage {
         kernel: directory.join("vmlinuz"),
@@ -28,6 +37,43 @@ pub fn plain(edition: Edition) -> Result<NodeImage> {
         disk: directory.join("root.ext4"),
         disk_format: DiskFormat::Raw,
     })
+}
+
+/// The node image of `edition` with the test images imported and unpacked: what tests run on.
+///
+/// Importing takes a minute or two under emulation, so it is done once, in a node whose changes are kept.
+pub fn seeded(edition: Edition) -> Result<NodeImage> {
+    let plain = plain(edition)?;
+    let archives = oci_images::archives()?;
+    let script = std::fs::read_to_string(recipe().join("seed")).context("cannot read images/node/seed")?;
+    // The cache's directory names stand for the content.
+    let base = file_name(plain.disk.parent().context("an image lies in a directory")?)?;
+    let inputs = cache::Inputs::default().value("base", &base).value("images", file_name(&archives)?);
+    let inputs = inputs.value("seed", &script);
+    let directory = cache::entry(&format!("node-{edition}-seeded"), &inputs, |directory| {
+        let disk = directory.join("root.qcow2");
+        let mut create = Command::new("qemu-img");
+        // Relative, so that the cache can be moved.
+        create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &format!("../{base}/root.ext4")]);
+        run::run(create.arg(&disk))?;
+        let image = NodeImage { disk, disk_format: DiskFormat::Qcow2, ..plain.clone() };
+        let builder = Builder::new(image).keep_root_changes().share("images", &archives);
+        let mut node = builder.artifacts(directory.join("artifacts")).start()?;
+        let mut log = std::fs::File::create(directory.join("seed.log"))?;
+        let code = node.run(&script, SEED_DEADLINE, &mut log)?;
+        node.power_off()?;
+        if code != 0 {
+            let log = std::fs::read_to_string(directory.join("seed.log")).unwrap_or_default();
+            bail!("images/node/seed failed with exit code {code}\n{log}");
+        }
+        Ok(())
+    })?;
+    Ok(NodeImage { disk: directory.join("root.qcow2"), disk_format: DiskFormat::Qcow2, ..plain })
+}
+
+fn file_name(path: &Path) -> Result<String> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.map(str::to_owned).with_context(|| format!("{} has no name", path.display()))
 }
 
 fn recipe() -> PathBuf {
@@ -44,6 +90,8 @@ fn build(edition: Edition, directory: &Path) -> Result<()> {
     std::fs::copy(recipe().join("modules"), root.join("etc/node-modules"))?;
     std::os::unix::fs::symlink("../bin/busybox", root.join("usr/sbin/init"))?;
 
+    make_blockfile_store(&root, &log)?;
+
     let release = kernel_release(&root)?;
     prepare_modules(&root, &release, &log)?;
     take_kernel(&root, &release, &directory.join("vmlinuz"))?;
@@ -55,6 +103,16 @@ fn build(edition: Edition, directory: &Path) -> Result<()> {
     make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1", "-N", "400000", "-d"]);
     run::run_logged(make.arg(&root).arg(directory.join("root.ext4")).arg(DISK_SIZE), &log)?;
     std::fs::remove_dir_all(&root).context("cannot remove the unpacked root")
+}
+
+/// The blockfile snapshotter copies a whole disk for each layer and each container. On XFS the copy shares its
+/// extents and takes no time; on ext4 it would take seconds and half a gigabyte.
+fn make_blockfile_store(root: &Path, log: &Path) -> Result<()> {
+    let store = root.join("var/lib/blockfile.xfs");
+    std::fs::File::create(&store)?.set_len(BLOCKFILE_STORE_SIZE)?;
+    run::run_logged(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&store), log)?;
+    std::fs::create_dir(root.join("var/lib/blockfile"))?;
+    Ok(())
 }
 
 fn kernel_release(root: &Path) -> Result<String> {

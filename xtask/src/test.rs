@@ -1,0 +1,119 @@
+//! `cargo xtask test`: checks, then the end-to-end suite in a node of each edition.
+
+use crate::installed::Payload;
+use crate::suite::{self, Report};
+use crate::{check, node_image, run};
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use node_vm::Edition;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::Instant;
+
+#[derive(Args)]
+pub struct Options {
+    /// Only this edition of node: trixie or forky.
+    #[arg(long)]
+    edition: Option<Edition>,
+    /// Only end-to-end tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Leaves out formatting, lints, policy and unit tests.
+    #[arg(long)]
+    skip_unit: bool,
+}
+
+pub fn test(options: &Options) -> Result<ExitCode> {
+    let started = Instant::now();
+    if !options.skip_unit {
+        check::check()?;
+    }
+    let payload = Payload::new(None)?;
+    payload.add(suite::PROGRAM, &suite::build()?)?;
+    let editions = options.edition.map_or(Edition::ALL.to_vec(), |edition| vec![edition]);
+    // One after another: each of these uses all processors, and the two share the test images.
+    for edition in &editions {
+        node_image::seeded(*edition)?;
+    }
+
+    let reports = run_editions(&editions, &payload, options.filter.as_deref());
+    let mut good = true;
+    for (edition, report) in editions.iter().zip(reports) {
+        match report {
+            Ok(report) => {
+                eprintln!("{edition}: {report}");
+                good &= report.good();
+            }
+            Err(error) => {
+                eprintln!("{edition}: {error:#}");
+                good = false;
+            }
+        }
+    }
+    eprintln!("test: {} after {} s", if good { "passed" } else { "FAILED" }, started.elapsed().as_secs());
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Side by side: a node leaves a processor idle while its containers boot one at a time.
+fn run_editions(editions: &[Edition], payload: &Payload, filter: Option<&str>) -> Vec<Result<Report>> {
+    let terminal = Mutex::new(std::io::stderr());
+    std::thread::scope(|scope| {
+        let start = |edition: &Edition| {
+            let edition = *edition;
+            let terminal = &terminal;
+            scope.spawn(move || run_edition(edition, payload, filter, terminal))
+        };
+        let threads: Vec<_> = editions.iter().map(start).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<Result<Report>>| {
+            thread.join().unwrap_or_else(|_| Err(anyhow!("the test runner panicked")))
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
+
+fn run_edition(
+    edition: Edition,
+    payload: &Payload,
+    filter: Option<&str>,
+    terminal: &Mutex<std::io::Stderr>,
+) -> Result<Report> {
+    let artifacts = run::workspace().join(format!("target/test-artifacts/{edition}"));
+    if artifacts.exists() {
+        std::fs::remove_dir_all(&artifacts).with_context(|| format!("cannot clear {}", artifacts.display()))?;
+    }
+    let mut progress = PrefixedLines { prefix: format!("{edition} | "), line: Vec::new(), terminal };
+    let mut node = payload.start(edition, &artifacts, Ok, &mut progress)?;
+    let report = suite::run(&mut node, filter, &mut progress);
+    // A node that died has said so already.
+    if report.is_ok() {
+        node.power_off()?;
+    }
+    report.with_context(|| format!("what is left of the node is in {}", artifacts.display()))
+}
+
+/// Output of two nodes on one terminal: whole lines, each with the node's name.
+struct PrefixedLines<'a> {
+    prefix: String,
+    line: Vec<u8>,
+    terminal: &'a Mutex<std::io::Stderr>,
+}
+
+impl Write for PrefixedLines<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                let mut text = self.prefix.clone().into_bytes();
+                text.append(&mut self.line);
+                let terminal = self.terminal.lock();
+                terminal.unwrap_or_else(std::sync::PoisonError::into_inner).write_all(&text)?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
