@@ -5,12 +5,13 @@ pub mod chain;
 pub mod console;
 pub mod device;
 pub mod fs;
+pub mod net;
 pub mod pmem;
 pub mod ring;
 pub mod rng;
 pub mod service;
 #[cfg(test)]
 pub mod testing;
-mod vectored;
 pub mod transport;
+mod vectored;
 pub mod vsock;

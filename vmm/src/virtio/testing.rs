@@ -3,7 +3,7 @@
 
 use super::device::{GuestMemory, Interrupt, Resources, RunningQueue, VirtioDevice};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueT};
@@ -19,6 +19,9 @@ pub const BUFFERS: u64 = 0x10_0000;
 
 /// How long a device may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `VIRTIO_F_EVENT_IDX`: both sides say from which entry on they want to hear of the other.
+pub const EVENT_INDEX: u64 = 1 << 29;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -78,6 +81,9 @@ pub struct DriverQueue {
     next_descriptor: u16,
     available: u16,
     seen: u16,
+    event_index: bool,
+    /// The available index when the device was last told.
+    told: u16,
 }
 
 impl DriverQueue {
@@ -125,24 +131,53 @@ impl DriverQueue {
         head
     }
 
-    pub fn kick(&self) {
+    /// Kicks, whether or not the device wants it.
+    pub fn kick(&mut self) {
+        self.told = self.available;
         self.kick.write(1).unwrap();
+    }
+
+    /// Kicks if the device wants it, as an honest driver does.
+    pub fn notify(&mut self) {
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_index {
+            let event: u16 = self.load(self.used_ring() + 4 + 8 * u64::from(self.size));
+            self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(self.told)
+        } else {
+            self.load(self.used_ring()) == 0
+        };
+        self.told = self.available;
+        if wanted {
+            self.kick.write(1).unwrap();
+        }
+    }
+
+    fn load(&self, address: u64) -> u16 {
+        self.memory.load(GuestAddress(address), Ordering::SeqCst).unwrap()
     }
 
     pub fn interrupts(&self) -> usize {
         self.interrupt.count()
     }
 
-    /// What the device returned since the last call: heads and lengths.
+    /// Chains that the device has not returned.
+    pub fn in_flight(&self) -> u16 {
+        self.available.wrapping_sub(self.load(self.used_ring() + 2))
+    }
+
+    /// What the device returned since the last call: heads and lengths. Asks for an interrupt at the next.
     pub fn returned(&mut self) -> Vec<(u16, u32)> {
-        let index: u16 = self.memory.load(GuestAddress(self.used_ring() + 2), Ordering::SeqCst).unwrap();
         let mut entries = Vec::new();
-        while self.seen != index {
+        while self.seen != self.load(self.used_ring() + 2) {
             let entry = self.used_ring() + 4 + 8 * u64::from(self.seen % self.size);
             let head: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
             let length: u32 = self.memory.read_obj(GuestAddress(entry + 4)).unwrap();
             entries.push((u16::try_from(head).unwrap(), length));
             self.seen = self.seen.wrapping_add(1);
+            // Before the index is read again, so that nothing is returned unnoticed in between.
+            let event = self.available_ring() + 4 + 2 * u64::from(self.size);
+            self.memory.store(self.seen, GuestAddress(event), Ordering::SeqCst).unwrap();
+            fence(Ordering::SeqCst);
         }
         entries
     }
@@ -160,10 +195,10 @@ impl DriverQueue {
         }
     }
 
-    /// Offers a chain, kicks, and waits for it; returns how many bytes the device wrote.
+    /// Offers a chain, notifies, and waits for it; returns how many bytes the device wrote.
     pub fn request(&mut self, parts: &[Part]) -> u32 {
         let head = self.add(parts);
-        self.kick();
+        self.notify();
         let entries = self.wait(1);
         assert_eq!(entries.len(), 1);
         assert_eq!(entries[0].0, head);
@@ -216,6 +251,8 @@ impl<D: VirtioDevice> Driver<D> {
                 next_descriptor: 0,
                 available: 0,
                 seen: 0,
+                event_index: features & EVENT_INDEX != 0,
+                told: 0,
             };
             let queue = device_side(&side);
             assert!(queue.is_valid(&*self.memory));
@@ -255,6 +292,7 @@ fn device_side(side: &DriverQueue) -> Queue {
     queue.set_avail_ring_address(low, high);
     let (low, high) = half(side.used_ring());
     queue.set_used_ring_address(low, high);
+    queue.set_event_idx(side.event_index);
     queue.set_ready(true);
     queue
 }

@@ -1,7 +1,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "lengths of tests are small")]
 use super::*;
 use crate::virtio::testing::{
-    BUFFERS, Descriptor, Driver, INDIRECT, NEXT, Part, WRITE, survives_random_chains, write_descriptor,
+    BUFFERS, Descriptor, Driver, EVENT_INDEX, INDIRECT, NEXT, Part, WRITE, survives_random_chains, write_descriptor,
 };
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -31,7 +31,7 @@ impl Fixture {
         let image = tempfile::tempfile().unwrap();
         image.set_len(SECTORS * SECTOR).unwrap();
         let block = Block::new(image.try_clone().unwrap(), read_only).unwrap();
-        Self { driver: Driver::start(block, 0), image }
+        Self { driver: Driver::start(block, EVENT_INDEX), image }
     }
 
     fn header(&self, kind: u32, sector: u64) {

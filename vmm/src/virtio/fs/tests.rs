@@ -1,7 +1,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "lengths of tests are small")]
 use super::spec::{IN_HEADER_LENGTH, MAX_PACKET, OUT_HEADER_LENGTH};
 use super::*;
-use crate::virtio::testing::{BUFFERS, Driver, Part, survives_random_chains};
+use crate::virtio::testing::{BUFFERS, Driver, EVENT_INDEX, Part, survives_random_chains};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, recv, send, setsockopt, socketpair};
 use std::os::fd::AsRawFd;
 
@@ -23,7 +23,7 @@ impl Fixture {
         let (server, device) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
         // The server's side waits at most this long, so that a bug fails the test instead of hanging it.
         setsockopt(&server, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(10, 0)).unwrap();
-        Self { driver: Driver::start(Fs::new("share", device).unwrap(), 0), server: Some(server) }
+        Self { driver: Driver::start(Fs::new("share", device).unwrap(), EVENT_INDEX), server: Some(server) }
     }
 
     /// Writes a request of `length` bytes at `address`.

@@ -1,9 +1,9 @@
 use super::request::MAX_FILL;
 use super::*;
-use crate::virtio::testing::{BUFFERS, Driver, Part, survives_random_chains};
+use crate::virtio::testing::{BUFFERS, Driver, EVENT_INDEX, Part, survives_random_chains};
 
 fn driver() -> Driver<Rng> {
-    Driver::start(Rng::new(), 0)
+    Driver::start(Rng::new(), EVENT_INDEX)
 }
 
 #[test]
