@@ -39,7 +39,7 @@ pub enum BundleError {
     ContainerType(String),
 }
 
-/// Reads `config.json`, or nothing when containerd uses the shim as a sandbox controller and writes none.
+/// Reads `config.json`. There is none when containerd 2.x uses the shim as a sandbox controller.
 pub fn read_spec(bundle: &Path) -> Result<Option<Spec>, BundleError> {
     let path = bundle.join("config.json");
     let file = match File::open(&path) {

@@ -5,9 +5,6 @@ use bulkhead_config::{Config, ConfigError};
 use containerd_shim_protos::protobuf::{self, CodedInputStream, well_known_types::any::Any};
 use std::path::{Path, PathBuf};
 
-/// The `Any` of the options, in the bundle of the container that the daemon was started for.
-pub const FILE: &str = "bulkhead-options";
-
 /// The only type of options that is understood (containerd's `pkg/runtimeoptions/v1`).
 const TYPE: &str = "runtimeoptions.v1.Options";
 

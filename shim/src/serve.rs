@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +52,7 @@ pub fn serve(arguments: &Arguments) -> Result<(), ServeError> {
     // containerd removes the bundle while we live.
     std::env::set_current_dir("/").map_err(ServeError::Bundle)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Runtime)?;
-    let result = runtime.block_on(run(listener, namespace, id, bundle));
+    let result = runtime.block_on(run(listener, namespace, id));
     if let Err(error) = &result {
         tracing::error!(error = error as &dyn std::error::Error, "shim failed");
     }
@@ -84,10 +84,10 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn run(listener: UnixListener, namespace: Identifier, id: Identifier, bundle: PathBuf) -> Result<(), ServeError> {
+async fn run(listener: UnixListener, namespace: Identifier, id: Identifier) -> Result<(), ServeError> {
     let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     let events = Events::to_containerd(namespace.clone(), &std::env::var(EVENTS_ADDRESS).unwrap_or_default());
-    let pod = Arc::new(Pod::new(namespace, id, bundle, events, Box::new(RealBoot)));
+    let pod = Arc::new(Pod::new(namespace, id, events, Box::new(RealBoot)));
     let listener = Listener::try_from(listener).map_err(ServeError::Listener)?;
     let mut server = Server::new().add_listener(listener).register_service(task::services(&pod));
     let mut terminated = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;

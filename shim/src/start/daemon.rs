@@ -1,8 +1,6 @@
 //! Leaves the daemon behind: this program again, with the listener as its standard input.
 
 use crate::args::Arguments;
-use crate::options;
-use containerd_shim_protos::protobuf::{Message, well_known_types::any::Any};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -14,9 +12,7 @@ const MAX_OOM_SCORE: i32 = 1000;
 
 /// Starts the daemon and does not wait for it. containerd reads our standard output to its end, hence nothing of
 /// ours may be inherited but the listener.
-pub fn leave_behind(arguments: &Arguments, bundle: &Path, listener: UnixListener, options: &Any) -> io::Result<()> {
-    // A sandbox's options come only now; the daemon needs them when the sandbox is created.
-    std::fs::write(bundle.join(options::FILE), options.write_to_bytes().map_err(io::Error::other)?)?;
+pub fn leave_behind(arguments: &Arguments, bundle: &Path, listener: UnixListener) -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     for (flag, value) in [("-namespace", &arguments.namespace), ("-id", &arguments.id)] {
         if let Some(value) = value {

@@ -14,7 +14,7 @@ use crate::identifier::Identifier;
 use crate::options::{OptionsError, RuntimeOptions};
 use bulkhead_config::ConfigError;
 use containerd_shim_protos::protobuf;
-use protocol::{Input, Reply};
+use protocol::Input;
 use socket::{Claim, SocketPath};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,9 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// What containerd 2.x does with `sandboxer = "shim"`.
+    #[error("there is no config.json: sandboxer = \"shim\" is not supported, use podsandbox")]
+    SandboxController,
     #[error("the pod {0} has no running shim")]
     PodGone(Identifier),
     #[error("cannot listen on {path}")]
@@ -51,12 +54,11 @@ pub enum StartError {
 pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u8>, StartError> {
     let (namespace, id) = (arguments.namespace()?, arguments.id()?);
     let input = Input::parse(input, id).map_err(StartError::Input)?;
-    let spec = bundle::read_spec(bundle)?;
-    let role = spec.as_ref().map(bundle::role).transpose()?;
-    let reply = Reply::choose(&input, spec.is_some());
+    let spec = bundle::read_spec(bundle)?.ok_or(StartError::SandboxController)?;
+    let role = bundle::role(&spec)?;
     let directory = input.socket_directory.as_deref().unwrap_or(Path::new(socket::DIRECTORY));
 
-    let socket = if let Some(Role::Member { sandbox }) = role {
+    let socket = if let Role::Member { sandbox } = role {
         let socket = SocketPath::new(directory, &arguments.address, namespace, &sandbox);
         if !socket.is_served() {
             return Err(StartError::PodGone(sandbox));
@@ -67,7 +69,7 @@ pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u
         let socket = SocketPath::new(directory, &arguments.address, namespace, id);
         let failed = |source| StartError::Listen { path: socket.path().to_owned(), source };
         if let Claim::Bound(listener) = socket.claim().map_err(failed)?
-            && let Err(error) = daemon::leave_behind(arguments, bundle, listener, &input.options)
+            && let Err(error) = daemon::leave_behind(arguments, bundle, listener)
         {
             let _ = std::fs::remove_file(socket.path());
             return Err(StartError::Daemon(error));
@@ -75,7 +77,7 @@ pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u
         socket
     };
     write_address(bundle, &socket.url())?;
-    Ok(reply.encode(&socket.url()))
+    Ok(input.reply().encode(&socket.url()))
 }
 
 /// Replaces the file at once: containerd may read it at any moment.

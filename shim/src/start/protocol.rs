@@ -1,13 +1,13 @@
-//! What containerd sends on standard input of `start`, and the three shapes of the answer.
+//! What containerd sends on standard input of `start`, and the shapes of the answer.
 //!
-//! | containerd | input            | answer                                     |
-//! |------------|------------------|--------------------------------------------|
-//! | 1.7        | options          | plain address; version 3 is a hard error   |
-//! | 2.0 – 2.2  | options          | plain address, or JSON                     |
-//! | 2.3        | bootstrap params | bootstrap result                           |
+//! | containerd | input            | answer                                   |
+//! |------------|------------------|------------------------------------------|
+//! | 1.7        | options          | plain address; version 3 is a hard error |
+//! | 2.0 – 2.2  | options          | plain address                            |
+//! | 2.3        | bootstrap params | bootstrap result                         |
 //!
 //! A plain address means version 2 of the task service everywhere, so it is the answer to everyone who did not
-//! show that they know more: either by bootstrap params, or by asking for a sandbox without a container.
+//! show that they know more.
 
 use crate::identifier::Identifier;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
@@ -47,25 +47,19 @@ impl Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
     Address,
-    Json,
     Bootstrap,
 }
 
-impl Reply {
-    pub fn choose(input: &Input, has_container: bool) -> Self {
-        match (input.bootstrap, has_container) {
-            (true, _) => Self::Bootstrap,
-            (false, true) => Self::Address,
-            (false, false) => Self::Json,
-        }
+impl Input {
+    pub fn reply(&self) -> Reply {
+        if self.bootstrap { Reply::Bootstrap } else { Reply::Address }
     }
+}
 
+impl Reply {
     pub fn encode(self, url: &str) -> Vec<u8> {
         match self {
             Self::Address => url.as_bytes().to_vec(),
-            Self::Json => {
-                serde_json::json!({ "version": 3, "address": url, "protocol": "ttrpc" }).to_string().into_bytes()
-            }
             Self::Bootstrap => {
                 let result = BootstrapResult {
                     version: 3,
@@ -120,11 +114,10 @@ mod tests {
     #[test]
     fn version_3_is_answered_only_to_those_who_know_it() {
         let input = |bootstrap| Input { options: Any::default(), socket_directory: None, bootstrap };
-        assert_eq!(Reply::choose(&input(false), true), Reply::Address);
-        assert_eq!(Reply::choose(&input(false), false), Reply::Json);
-        assert_eq!(Reply::choose(&input(true), true), Reply::Bootstrap);
+        assert_eq!(input(false).reply(), Reply::Address);
+        assert_eq!(input(true).reply(), Reply::Bootstrap);
         assert_eq!(Reply::Address.encode("unix:///s"), b"unix:///s");
-        let json = String::from_utf8(Reply::Json.encode("unix:///s")).unwrap();
-        assert_eq!(json, r#"{"address":"unix:///s","protocol":"ttrpc","version":3}"#);
+        let result = BootstrapResult::parse_from_bytes(&Reply::Bootstrap.encode("unix:///s")).unwrap();
+        assert_eq!((result.version, result.address.as_str(), result.protocol.as_str()), (3, "unix:///s", "ttrpc"));
     }
 }

@@ -7,7 +7,7 @@ use super::{exit, oom};
 use crate::bundle::{self, Role};
 use crate::error::TaskError;
 use crate::identifier::Identifier;
-use crate::options::{self, RuntimeOptions};
+use crate::options::RuntimeOptions;
 use crate::sandbox::oci::Spec;
 use crate::sandbox::{self, Mount, SandboxSpec};
 use crate::stdio::{Opened, Stdio};
@@ -15,9 +15,9 @@ use agent_protocol::agent::CreateContainerRequest;
 use agent_protocol::stream::{Channel, Hello};
 use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
-use containerd_shim_protos::protobuf::{Message, well_known_types::any::Any};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::topics::TASK_CREATE_EVENT_TOPIC;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateTaskResponse, TaskError> {
@@ -86,21 +86,11 @@ async fn boot(pod: &Pod, id: &Identifier, spec: &Spec, options: &Any) -> Result<
     if *id != pod.id {
         return Err(TaskError::Invalid(format!("container {id} needs a microVM of its own, not that of {}", pod.id)));
     }
-    let config = runtime_options(options, &pod.bundle)?.config()?;
+    let config = RuntimeOptions::from_any(options)?.config()?;
     let spec = SandboxSpec::from_oci(&pod.namespace, id, spec, &config)?;
     let vm = pod.boot.boot(spec, &config).await?;
     pod.set_vm(vm.clone());
     Ok(vm)
-}
-
-/// Those of the request, else those that `start` was given.
-fn runtime_options(requested: &Any, bundle: &Path) -> Result<RuntimeOptions, TaskError> {
-    if !requested.type_url.is_empty() {
-        return Ok(RuntimeOptions::from_any(requested)?);
-    }
-    let left_by_start = std::fs::read(bundle.join(options::FILE)).unwrap_or_default();
-    let any = Any::parse_from_bytes(&left_by_start).map_err(options::OptionsError::Malformed)?;
-    Ok(RuntimeOptions::from_any(&any)?)
 }
 
 /// Makes the container in the guest and connects its streams.

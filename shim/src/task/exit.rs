@@ -6,6 +6,7 @@ use super::pod::Pod;
 use super::process::{Change, Exit, Phase};
 use super::vm::MicroVm;
 use crate::clock;
+use crate::sandbox::AgentError;
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::topics::TASK_EXIT_EVENT_TOPIC;
 use std::sync::Arc;
@@ -48,6 +49,11 @@ async fn end(vm: &dyn MicroVm, container: &Container, process: &Process) -> Exit
         answer = vm.agent().wait(&request) => match answer {
             // The node's clock: the guest's says nothing here.
             Ok(answer) => Exit::now(answer.exit_status.min(255)),
+            // Forgotten by the guest: deleted before it ran, or the agent lost it.
+            Err(AgentError::Refused { text, .. }) => {
+                tracing::debug!(container = %container.id, error = text, "the guest knows no such process");
+                Exit::now(Exit::KILLED)
+            }
             Err(error) => {
                 if timeout(NEWS_LIMIT, gone(vm)).await.is_err() {
                     tracing::error!(container = %container.id, %error, "the agent can't be waited for");

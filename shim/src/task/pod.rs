@@ -9,7 +9,6 @@ use crate::events::Events;
 use crate::identifier::Identifier;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -22,8 +21,6 @@ pub struct Pod {
     pub namespace: Identifier,
     /// Also the id of the container that owns the microVM.
     pub id: Identifier,
-    /// Where `start` left the runtime options.
-    pub bundle: PathBuf,
     pub events: Events,
     pub boot: Box<dyn Boot>,
     state: Mutex<State>,
@@ -40,8 +37,8 @@ struct State {
 }
 
 impl Pod {
-    pub fn new(namespace: Identifier, id: Identifier, bundle: PathBuf, events: Events, boot: Box<dyn Boot>) -> Self {
-        Self { namespace, id, bundle, events, boot, state: Mutex::default(), over: watch::Sender::new(false) }
+    pub fn new(namespace: Identifier, id: Identifier, events: Events, boot: Box<dyn Boot>) -> Self {
+        Self { namespace, id, events, boot, state: Mutex::default(), over: watch::Sender::new(false) }
     }
 
     /// Takes a container's name until it is created or the returned value is dropped.

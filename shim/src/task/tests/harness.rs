@@ -262,7 +262,7 @@ impl Bench {
         let namespace: Identifier = "default".parse().unwrap();
         let queue = Events::to_containerd(namespace.clone(), path("events").to_str().unwrap());
         let boot = Box::new(FakeBoot { guest: guest.clone(), agent: path("agent") });
-        let pod = Arc::new(Pod::new(namespace, "web".parse().unwrap(), directory.path().into(), queue, boot));
+        let pod = Arc::new(Pod::new(namespace, "web".parse().unwrap(), queue, boot));
         servers.push(serve(&path("task"), services(&pod)).await);
         let raw = Client::connect(&format!("unix://{}", path("task").display())).await.unwrap();
         let client = TaskClient::new(raw.clone());
