@@ -55,17 +55,8 @@ pub enum ThreadKind {
 }
 
 impl ThreadKind {
-    pub const ALL: [Self; 9] = [
-        Self::Main,
-        Self::Vcpu,
-        Self::Block,
-        Self::Console,
-        Self::Fs,
-        Self::Net,
-        Self::Pmem,
-        Self::Rng,
-        Self::Vsock,
-    ];
+    pub const ALL: [Self; 9] =
+        [Self::Main, Self::Vcpu, Self::Block, Self::Console, Self::Fs, Self::Net, Self::Pmem, Self::Rng, Self::Vsock];
 
     /// The thread's name, as operators see it.
     pub fn name(self) -> &'static str {

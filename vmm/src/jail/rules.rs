@@ -93,13 +93,8 @@ const BLOCK: &[Rule] = &[
     any(libc::SYS_fallocate),
 ];
 
-/// Frames to and from the tap, scattered in guest memory; its offloads and the length of its frame header.
-const NET: &[Rule] = &[
-    any(libc::SYS_readv),
-    any(libc::SYS_writev),
-    with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD)]),
-    with(libc::SYS_ioctl, &[Is(1, libc::TUNSETVNETHDRSZ)]),
-];
+/// Frames to the tap, scattered in guest memory, and what the tap may leave to the guest.
+const NET: &[Rule] = &[any(libc::SYS_writev), with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD)])];
 
 const VSOCK: &[Rule] = &[any(libc::SYS_shutdown)];
 

@@ -5,10 +5,12 @@ use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::Fs;
+use crate::virtio::net::Net;
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{Driver, skip};
 use crate::virtio::vsock::Vsock;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -19,6 +21,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const JAIL: Jail = Jail { uid: 1_999_999_990, gid: 1_999_999_991 };
@@ -260,6 +263,35 @@ fn a_confined_main_thread_makes_and_starts_every_device() {
         let (vsock, connector) = Vsock::new(3, EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
         connector.connect(1024, stream.into(), Box::new(drop));
         start_and_stop(vsock);
+    });
+    assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+}
+
+/// A tap device with the header that virtio-net wants, in the network namespace of the calling process.
+fn tap() -> fs::File {
+    let tap = fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: all of its fields are numbers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).unwrap();
+    // SAFETY: the request is valid for the call.
+    assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }, 0);
+    tap
+}
+
+#[test]
+fn a_confined_main_thread_makes_and_starts_a_network_interface() {
+    let test = "a_confined_main_thread_makes_and_starts_a_network_interface";
+    if !root(test) {
+        return;
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        return skip(test, "/dev/net/tun");
+    }
+    let child = forked(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let tap = tap();
+        confine_thread(ThreadKind::Main).unwrap();
+        start_and_stop(Net::new(tap, [2, 0, 0, 0, 0, 1], 1500).unwrap());
     });
     assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
 }
