@@ -1,18 +1,18 @@
 //! Plays the shim for one machine, for developers: boots a kernel with a root image, shows its console and what the
-//! VMM says, and can attach a disk and connect to a port of the guest.
+//! VMM says. A guest that prints `attach disk` gets a disk, and loses it when it prints `detach disk`.
 //!
 //! ```text
-//! boot <bulkhead-vmm> <vmlinux> <root image> [--serial] [--memory MIB] [--vcpus N] [--disk IMAGE] [--append TEXT]
+//! boot <bulkhead-vmm> <vmlinux> <root image> [--serial] [--memory MIB] [--vcpus N] [--append TEXT] [--disk IMAGE]
 //! ```
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
 use std::fs::File;
-use std::io::{IoSlice, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, PipeReader};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::process::{Command, Stdio};
 use std::time::Instant;
-use vmm_protocol::{Call, Device, Event, FdSlot, Jail, MAX_MESSAGE, Machine, Message, Request};
+use vmm_protocol::{Call, Device, DeviceId, Event, FdSlot, Jail, MAX_MESSAGE, Machine, Message, Request};
 
 struct Options {
     files: Vec<String>,
@@ -54,17 +54,23 @@ fn receive(shim: &OwnedFd) -> Result<Option<Message>> {
     Ok(if length == 0 { None } else { Some(vmm_protocol::decode(&bytes[..length])?) })
 }
 
-fn show_console(console: std::io::PipeReader) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        let mut console = console;
-        let mut bytes = [0; 4096];
-        while let Ok(length @ 1..) = console.read(&mut bytes) {
-            let mut output = std::io::stdout().lock();
-            if output.write_all(&bytes[..length]).and_then(|()| output.flush()).is_err() {
-                return;
-            }
+/// Prints what the guest says, and does what it asks for.
+fn show_console(console: PipeReader, start: Instant, shim: &OwnedFd, disk: Option<&str>) -> Result<()> {
+    let mut console = BufReader::new(console);
+    let mut line = Vec::new();
+    while console.read_until(b'\n', &mut line)? > 0 {
+        let text = String::from_utf8_lossy(&line);
+        print!("[{:6.3}] {text}", start.elapsed().as_secs_f64());
+        if let Some(path) = disk.filter(|_| text.starts_with("attach disk")) {
+            let disk = File::options().read(true).write(true).open(path).context("disk")?;
+            let device = Device::Block { image: FdSlot(0), read_only: false };
+            send(shim, 2, Call::Attach(device), &[disk.as_raw_fd()])?;
+        } else if text.starts_with("detach disk") {
+            send(shim, 3, Call::Detach { device: DeviceId(0) }, &[])?;
         }
-    })
+        line.clear();
+    }
+    Ok(())
 }
 
 fn main() -> Result<()> {
@@ -93,24 +99,19 @@ fn main() -> Result<()> {
     let descriptors = [kvm.as_raw_fd(), kernel.as_raw_fd(), image.as_raw_fd(), console_end.as_raw_fd()];
     send(&shim, 1, Call::Boot(Box::new(machine)), &descriptors)?;
     drop((kvm, kernel, image, console_end));
-    let console = show_console(console);
+    let console = {
+        let shim = shim.try_clone()?;
+        std::thread::spawn(move || show_console(console, start, &shim, options.disk.as_deref()))
+    };
 
     while let Some(message) = receive(&shim)? {
-        eprintln!("[{:6.3}] {message:?}", start.elapsed().as_secs_f64());
-        match message {
-            Message::Reply(reply) if reply.id == 1 && reply.result.is_ok() => {
-                if let Some(path) = &options.disk {
-                    let disk = File::options().read(true).write(true).open(path).context("disk")?;
-                    let device = Device::Block { image: FdSlot(0), read_only: false };
-                    send(&shim, 2, Call::Attach(device), &[disk.as_raw_fd()])?;
-                }
-            }
-            Message::Event(Event::Stopped(_)) => break,
-            _ => {}
+        println!("[{:6.3}] {message:?}", start.elapsed().as_secs_f64());
+        if matches!(message, Message::Event(Event::Stopped(_))) {
+            break;
         }
     }
     let status = child.wait()?;
-    drop(console.join());
-    eprintln!("[{:6.3}] VMM ended: {status}", start.elapsed().as_secs_f64());
+    console.join().map_err(|_| anyhow::anyhow!("console thread panicked"))??;
+    println!("[{:6.3}] VMM ended: {status}", start.elapsed().as_secs_f64());
     Ok(())
 }
