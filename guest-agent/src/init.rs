@@ -9,7 +9,7 @@
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::sys::wait::wait;
+use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{ForkResult, Pid, fork, sync};
 use std::process::ExitCode;
 
@@ -31,8 +31,9 @@ fn watch(agent: Pid) -> ! {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None).ok();
     loop {
         match wait() {
+            Ok(WaitStatus::Exited(pid, 0)) if pid == agent => break,
             Ok(status) if status.pid() == Some(agent) => {
-                eprintln!("bulkhead-agent: the agent ended ({status:?}): turning the machine off");
+                eprintln!("bulkhead-agent: unexpected end of the agent, {status:?}: turning the machine off");
                 break;
             }
             // An orphan from before the agent was the subreaper, or a status that nix can't name.
