@@ -4,6 +4,7 @@ use crate::virtio::block::{Block, BlockError};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::{Fs, FsError};
+use crate::virtio::net::{Net, NetError};
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Vsock};
@@ -41,8 +42,8 @@ pub enum DeviceError {
     Block(#[from] BlockError),
     #[error("cannot share the file server's directory")]
     Fs(#[from] FsError),
-    #[error("no such device yet")]
-    Missing,
+    #[error("cannot use the tap device")]
+    Net(#[from] NetError),
 }
 
 impl Attachment {
@@ -50,7 +51,7 @@ impl Attachment {
         Ok(match self {
             Self::Block { image, read_only } => Box::new(Block::new(image, read_only)?),
             Self::Fs { tag, server } => Box::new(Fs::new(&tag, server)?),
-            Self::Net { .. } => return Err(DeviceError::Missing),
+            Self::Net { tap, mac, mtu } => Box::new(Net::new(tap, mac, mtu)?),
         })
     }
 }
