@@ -1,9 +1,10 @@
 //! Attaching a container's files to the running microVM, and taking them back.
 
-use super::guest_spec::{guest_spec, host_mounts};
+use super::guest_spec::{HostMount, guest_spec, host_mounts};
+use super::oci::Spec;
 use super::rootfs::RootfsPlan;
 use super::share::{self, ContainerShare};
-use super::{Attached, Container, Inner, SandboxError};
+use super::{Attached, Container, Inner, SandboxError, SpecError};
 use crate::identifier::Identifier;
 use agent_protocol::agent::create_container_request::Rootfs;
 use agent_protocol::agent::{BlockVolume, ReleaseDeviceRequest};
@@ -22,23 +23,38 @@ pub(super) struct Disk {
     address: PciAddress,
 }
 
-impl Inner {
-    /// What can be refused is refused before anything is touched.
-    pub(super) async fn attach(&self, container: &Container<'_>) -> Result<Attached, SandboxError> {
+/// All that attaching a container takes. Made before there is a microVM, so that what can be refused is refused at once.
+#[derive(Clone, Debug)]
+pub struct ContainerPlan {
+    pub(super) id: Identifier,
+    rootfs: RootfsPlan,
+    mounts: Vec<HostMount>,
+    /// As the guest is to see it.
+    spec: Spec,
+}
+
+impl ContainerPlan {
+    pub fn new(container: &Container<'_>) -> Result<Self, SpecError> {
         let rootfs = RootfsPlan::new(container.rootfs, container.spec.root.as_ref(), container.bundle)?;
         let mounts = host_mounts(container.spec)?;
-        let files = ContainerShare::new(&self.directory, container.id);
-        let sources: Vec<_> = (0..mounts.len()).map(|number| files.guest_mount(number)).collect();
-        let spec = serde_json::to_vec(&guest_spec(container.spec, &sources)?).map_err(io::Error::from);
+        let sources: Vec<_> = (0..mounts.len()).map(|number| share::guest_mount(container.id, number)).collect();
+        let spec = guest_spec(container.spec, &sources)?;
+        Ok(Self { id: container.id.clone(), rootfs, mounts, spec })
+    }
+}
+
+impl Inner {
+    pub(super) async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
+        let ContainerPlan { id, rootfs, mounts, spec } = plan.clone();
+        let spec = serde_json::to_vec(&spec).map_err(io::Error::from);
         let spec = spec.map_err(SandboxError::host("encode", "the specification"))?;
+        let files = ContainerShare::new(&self.directory, &id);
 
         if !matches!(rootfs, RootfsPlan::Block { .. }) || !mounts.is_empty() {
             self.file_server.get_or_try_init(|| self.start_file_server()).await?;
         }
         let disk = match &rootfs {
-            RootfsPlan::Block { image, read_only, .. } => {
-                Some(self.attach_disk(container.id, image, *read_only).await?)
-            }
+            RootfsPlan::Block { image, read_only, .. } => Some(self.attach_disk(&id, image, *read_only).await?),
             _ => None,
         };
         let answer = match (&rootfs, disk) {

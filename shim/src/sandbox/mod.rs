@@ -4,6 +4,7 @@
 //! ```text
 //! SandboxSpec::from_oci   what to boot; pure, refuses what it can't honour
 //! Sandbox::boot           state record, user id, cgroup, VMM, guest, agent
+//! ContainerPlan::new      what a container needs; pure, refuses what a microVM cannot give
 //! Sandbox::attach         a container's root filesystem and host mounts, and its spec as the guest sees it
 //! Sandbox::agent          the agent's calls, each with a deadline
 //! Sandbox::destroy        all of it goes, within a bound; `cleanup` does the same for a shim that died
@@ -32,6 +33,7 @@ mod uid;
 mod vmm;
 
 pub use agent::{Agent, AgentError};
+pub use attach::ContainerPlan;
 pub use error::SandboxError;
 pub use guest_spec::guest_process;
 pub use spec::{SandboxSpec, SpecError};
@@ -74,7 +76,7 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
-/// A container to be attached.
+/// A container that is to be attached.
 #[derive(Clone, Debug)]
 pub struct Container<'a> {
     pub id: &'a Identifier,
@@ -155,16 +157,16 @@ impl Sandbox {
     }
 
     /// Makes a container's root filesystem and host mounts reachable for the guest. When it fails, nothing is attached.
-    pub async fn attach(&self, container: &Container<'_>) -> Result<Attached, SandboxError> {
-        if self.inner.containers().contains_key(container.id) {
-            return Err(SandboxError::AlreadyAttached(container.id.to_string()));
+    pub async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
+        if self.inner.containers().contains_key(&plan.id) {
+            return Err(SandboxError::AlreadyAttached(plan.id.to_string()));
         }
-        self.inner.containers().insert(container.id.clone(), Vec::new());
-        let result = self.inner.attach(container).await;
+        self.inner.containers().insert(plan.id.clone(), Vec::new());
+        let result = self.inner.attach(plan).await;
         if result.is_err()
-            && let Err(error) = self.inner.detach(container.id).await
+            && let Err(error) = self.inner.detach(&plan.id).await
         {
-            tracing::error!(container = %container.id, %error, "the failed container left something behind");
+            tracing::error!(container = %plan.id, %error, "the failed container left something behind");
         }
         result
     }

@@ -35,6 +35,11 @@ pub(super) fn serve(
     Ok((Process::spawn(&program, ours, cgroup)?, theirs))
 }
 
+/// Where the guest sees a mount of a container.
+pub(super) fn guest_mount(container: &Identifier, number: usize) -> String {
+    format!("{}/{container}/mounts/{number}", agent_protocol::SHARE_MOUNT)
+}
+
 /// One container's part of the share.
 #[derive(Clone, Debug)]
 pub(super) struct ContainerShare {
@@ -52,11 +57,6 @@ impl ContainerShare {
     /// The root filesystem's path below the share.
     pub fn rootfs(&self) -> String {
         format!("{}/rootfs", self.name)
-    }
-
-    /// Where the guest sees a mount.
-    pub fn guest_mount(&self, number: usize) -> String {
-        format!("{}/{}/mounts/{number}", agent_protocol::SHARE_MOUNT, self.name)
     }
 
     pub fn mount_overlay(&self, overlay: &Overlay) -> Result<(), SandboxError> {

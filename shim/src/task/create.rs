@@ -9,7 +9,7 @@ use crate::error::TaskError;
 use crate::identifier::Identifier;
 use crate::options::RuntimeOptions;
 use crate::sandbox::oci::Spec;
-use crate::sandbox::{self, Mount, SandboxSpec};
+use crate::sandbox::{self, ContainerPlan, Mount, SandboxError, SandboxSpec};
 use crate::stdio::{Opened, Stdio};
 use agent_protocol::agent::CreateContainerRequest;
 use agent_protocol::stream::{Channel, Hello};
@@ -17,7 +17,7 @@ use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::topics::TASK_CREATE_EVENT_TOPIC;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateTaskResponse, TaskError> {
@@ -32,6 +32,11 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
     };
     let role = bundle::role(&spec)?;
     let stdio = check(&pod, &id, &spec, &role, &request)?;
+    let plan = match &role {
+        // What its process would do is done by the microVM.
+        Role::Sandbox => None,
+        Role::Alone | Role::Member { .. } => Some(plan(&id, &spec, &bundle, &request)?),
+    };
     let opened = stdio.open(&pod.namespace, &id)?;
 
     let vm = match &role {
@@ -39,8 +44,8 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
         Role::Alone | Role::Sandbox => boot(&pod, &id, &spec, &request.options).await?,
     };
     let container = Arc::new(Container::new(id, bundle, vm.vmm_pid(), &role, stdio));
-    if !container.is_sandbox
-        && let Err(error) = make(&*vm, &container, &spec, opened, &request).await
+    if let Some(plan) = plan
+        && let Err(error) = make(&*vm, &container, &plan, opened).await
     {
         undo(&pod, &*vm, &container).await;
         return Err(error);
@@ -82,6 +87,21 @@ fn check(
     })
 }
 
+fn plan(
+    id: &Identifier,
+    spec: &Spec,
+    bundle: &Path,
+    request: &CreateTaskRequest,
+) -> Result<ContainerPlan, SandboxError> {
+    let mount = |mount: &containerd_shim_protos::types::mount::Mount| Mount {
+        kind: mount.type_.clone(),
+        source: PathBuf::from(&mount.source),
+        options: mount.options.clone(),
+    };
+    let rootfs: Vec<_> = request.rootfs.iter().map(mount).collect();
+    Ok(ContainerPlan::new(&sandbox::Container { id, spec, rootfs: &rootfs, bundle })?)
+}
+
 async fn boot(pod: &Pod, id: &Identifier, spec: &Spec, options: &Any) -> Result<Arc<dyn MicroVm>, TaskError> {
     if *id != pod.id {
         return Err(TaskError::Invalid(format!("container {id} needs a microVM of its own, not that of {}", pod.id)));
@@ -94,24 +114,8 @@ async fn boot(pod: &Pod, id: &Identifier, spec: &Spec, options: &Any) -> Result<
 }
 
 /// Makes the container in the guest and connects its streams.
-async fn make(
-    vm: &dyn MicroVm,
-    container: &Container,
-    spec: &Spec,
-    opened: Opened,
-    request: &CreateTaskRequest,
-) -> Result<(), TaskError> {
-    let rootfs: Vec<Mount> = request
-        .rootfs
-        .iter()
-        .map(|mount| Mount {
-            kind: mount.type_.clone(),
-            source: PathBuf::from(&mount.source),
-            options: mount.options.clone(),
-        })
-        .collect();
-    let attached =
-        vm.attach(&sandbox::Container { id: &container.id, spec, rootfs: &rootfs, bundle: &container.bundle }).await?;
+async fn make(vm: &dyn MicroVm, container: &Container, plan: &ContainerPlan, opened: Opened) -> Result<(), TaskError> {
+    let attached = vm.attach(plan).await?;
     let create = CreateContainerRequest {
         container_id: container.id.to_string(),
         spec: attached.spec,

@@ -1,7 +1,7 @@
 //! The seam to the microVM: what the task service needs of a sandbox, so that its tests can do without one.
 
 use crate::identifier::Identifier;
-use crate::sandbox::{Agent, Attached, Container, Sandbox, SandboxError, SandboxSpec};
+use crate::sandbox::{Agent, Attached, ContainerPlan, Sandbox, SandboxError, SandboxSpec};
 use agent_protocol::stream::Hello;
 use async_trait::async_trait;
 use bulkhead_config::Config;
@@ -23,7 +23,7 @@ pub trait MicroVm: Debug + Send + Sync {
     fn vmm_pid(&self) -> u32;
     fn stopped(&self) -> watch::Receiver<Option<String>>;
     async fn open_stream(&self, hello: &Hello) -> Result<UnixStream, SandboxError>;
-    async fn attach(&self, container: &Container<'_>) -> Result<Attached, SandboxError>;
+    async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError>;
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError>;
     fn kill(&self, reason: &str);
     async fn destroy(&self);
@@ -58,8 +58,8 @@ impl MicroVm for Sandbox {
         self.open_stream(hello).await
     }
 
-    async fn attach(&self, container: &Container<'_>) -> Result<Attached, SandboxError> {
-        self.attach(container).await
+    async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
+        self.attach(plan).await
     }
 
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {

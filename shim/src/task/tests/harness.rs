@@ -4,7 +4,7 @@ use super::super::vm::{Boot, MicroVm};
 use super::super::{Pod, services};
 use crate::events::Events;
 use crate::identifier::Identifier;
-use crate::sandbox::{Agent, Attached, Container, SandboxError, SandboxSpec};
+use crate::sandbox::{Agent, Attached, ContainerPlan, SandboxError, SandboxSpec};
 use agent_protocol::agent::{self as guest, create_container_request::Rootfs};
 use agent_protocol::agent_ttrpc::{Agent as AgentService, create_agent};
 use agent_protocol::stream::{Frame, Hello};
@@ -182,7 +182,7 @@ impl MicroVm for FakeVm {
         Ok(ours)
     }
 
-    async fn attach(&self, _: &Container<'_>) -> Result<Attached, SandboxError> {
+    async fn attach(&self, _: &ContainerPlan) -> Result<Attached, SandboxError> {
         if self.guest.attach_fails.load(Ordering::Relaxed) {
             return Err(SandboxError::Gone("test".to_owned()));
         }
@@ -288,7 +288,10 @@ impl Bench {
     pub fn request(&self, id: &str, annotations: &str) -> api::CreateTaskRequest {
         let bundle = self.directory.path().join(id);
         std::fs::create_dir_all(&bundle).unwrap();
-        let spec = format!(r#"{{"ociVersion":"1.1.0","process":{{"args":["sh"]}},"annotations":{annotations}}}"#);
+        let spec = format!(
+            r#"{{"ociVersion":"1.1.0","process":{{"args":["sh"]}},"root":{{"path":"rootfs"}},"annotations":{annotations},
+            "linux":{{"namespaces":[{{"type":"pid"}},{{"type":"ipc"}},{{"type":"mount"}},{{"type":"network"}}]}}}}"#
+        );
         std::fs::write(bundle.join("config.json"), spec).unwrap();
         api::CreateTaskRequest { id: id.into(), bundle: bundle.display().to_string(), ..Default::default() }
     }
