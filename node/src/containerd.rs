@@ -10,6 +10,9 @@ pub const HANDLER: &str = "bulkhead";
 
 const RUNTIME_TYPE: &str = "io.containerd.bulkhead.v2";
 
+/// containerd's default runtime while its configuration names none.
+const DEFAULT_RUNTIME: (&str, &str) = ("runc", "io.containerd.runc.v2");
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("is not TOML: {0}")]
@@ -32,11 +35,19 @@ pub fn with_runtime(text: &str) -> Result<String, ConfigError> {
     if same(runtimes.get(HANDLER), &runtime()) {
         return Ok(text.to_owned());
     }
+    let (default, default_type) = DEFAULT_RUNTIME;
+    if runtimes.is_empty() {
+        // A table of runtimes replaces containerd's built-in one: without its default the CRI plugin does not load.
+        let mut table = Table::new();
+        table.insert("runtime_type", value(default_type));
+        runtimes.insert(default, Item::Table(table));
+    }
     runtimes.insert(HANDLER, Item::Table(runtime()));
     Ok(document.to_string())
 }
 
-/// The text without our runtime; tables that installing it made go too when they are empty.
+/// The text without our runtime. The default runtime stays where installing ours had to name it: it says what containerd
+/// would do anyway, and others may have come to refer to it.
 pub fn without_runtime(text: &str) -> Result<String, ConfigError> {
     let mut document: DocumentMut = text.parse()?;
     let plugin = plugin(&document)?;
@@ -147,9 +158,12 @@ mod tests {
     }
 
     #[test]
-    fn removal_restores_the_text() {
+    fn the_default_runtime_survives_the_first_table_of_runtimes() {
         let text = with_runtime(DEBIAN).unwrap();
-        assert_eq!(without_runtime(&text).unwrap(), DEBIAN);
+        let runc = "containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"";
+        assert!(text.contains(runc), "{text}");
+        let removed = without_runtime(&text).unwrap();
+        assert!(removed.contains(runc) && !removed.contains(HANDLER), "{removed}");
     }
 
     #[test]
