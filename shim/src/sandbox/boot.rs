@@ -3,7 +3,7 @@
 use super::agent::Agent;
 use super::cgroup::Cgroup;
 use super::cleanup::cleanup_on;
-use super::host::Host;
+use super::host::{Host, create_directories};
 use super::id::SandboxId;
 use super::state::Record;
 use super::vmm::Vmm;
@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -83,7 +83,8 @@ async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
 
 async fn start(host: &Host, spec: SandboxSpec, config: &Config, resources: Resources) -> Result<Inner, SandboxError> {
     let directory = host.directory(&spec.id);
-    create_private(&directory.path).map_err(SandboxError::host("create", &directory.path.display()))?;
+    // For the node's root alone.
+    create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
     Record { cgroup: spec.cgroup.clone() }.write(&directory)?;
     let uid = uid::allocate(&host.uids(), config.first_uid, &spec.id, &directory.owner())?;
     let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup);
@@ -148,10 +149,4 @@ async fn configure(agent: &Agent, hostname: &str) -> Result<(), SandboxError> {
     } else {
         Err(SandboxError::Version { agent: super::agent::printable(&answer.version) })
     }
-}
-
-/// For the node's root alone, parents included as far as they are missing.
-fn create_private(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

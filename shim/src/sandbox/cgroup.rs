@@ -2,6 +2,7 @@
 //! cgroup v2 only.
 
 use super::SandboxError;
+use super::host::create_directories;
 use super::id::SandboxId;
 use super::spec::SpecError;
 use std::fs::{File, OpenOptions};
@@ -69,18 +70,7 @@ impl Cgroup {
             return Err(SandboxError::NoCgroups(self.root.clone()));
         }
         let path = self.path();
-        let create = || {
-            // A sandbox that ends at the same time may remove the parent between the two steps of this.
-            let mut result = Ok(());
-            for _ in 0..8 {
-                result = std::fs::create_dir_all(&path);
-                if !result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-                    break;
-                }
-            }
-            result
-        };
-        create().map_err(SandboxError::host("create cgroup", &path.display()))?;
+        create_directories(&path, 0o755).map_err(SandboxError::host("create cgroup", &path.display()))?;
         self.delegate_controllers();
         if self.is_populated().map_err(SandboxError::host("read the state of cgroup", &path.display()))? {
             return Err(SandboxError::CgroupInUse(path));

@@ -2,6 +2,9 @@
 
 use super::SandboxError;
 use super::id::SandboxId;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The node, as one installation of Bulkhead sees it.
@@ -82,5 +85,39 @@ impl SandboxDirectory {
     /// The directories of the share, made here, so that the guest can add nothing between the mounts.
     pub fn tree(&self) -> PathBuf {
         self.path.join("tree")
+    }
+}
+
+/// Makes a directory and its missing parents, in a place where others remove parents that are empty.
+pub(super) fn create_directories(path: &Path, mode: u32) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(mode);
+    // A sandbox that ends may remove the parent just before its child is made here.
+    let vanished =
+        |result: &io::Result<()>| result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let mut attempts = (0..8).map(|_| builder.create(path));
+    attempts.find(|result| !vanished(result)).unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_appear_while_others_remove_the_parent() {
+        let root = tempfile::tempdir().unwrap();
+        let parent = root.path().join("namespace");
+        std::thread::scope(|scope| {
+            for name in ["a", "b"] {
+                let parent = &parent;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        create_directories(&parent.join(name), 0o700).unwrap();
+                        std::fs::remove_dir(parent.join(name)).unwrap();
+                        let _ = std::fs::remove_dir(parent);
+                    }
+                });
+            }
+        });
     }
 }
