@@ -2,12 +2,18 @@
 //!
 //! crun shares its standard streams with the container, so errors come through a log file. Every run has
 //! a deadline: a runtime that hangs must not hold the shim's call, nor the slot of the next one.
+//!
+//! The agent is protected from the OOM killer, and scores are inherited: every crun starts with the score that its
+//! container has.
+
+#![expect(unsafe_code, reason = "the child sets its own score between fork and exec")]
 
 use crate::error::Error;
 use crate::id::ContainerId;
 use crate::reaper::{Child, Exit, Launch, Reaper};
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -31,6 +37,15 @@ pub struct ProcessStreams {
     pub stderr: Option<OwnedFd>,
 }
 
+/// The process that crun is to run next.
+#[derive(Debug, Default)]
+pub struct Launched<'a> {
+    pub streams: ProcessStreams,
+    /// Where crun sends the terminal, if the process has one.
+    pub console: Option<&'a Path>,
+    pub oom_score: i64,
+}
+
 #[derive(Debug)]
 pub struct Crun {
     program: PathBuf,
@@ -46,39 +61,27 @@ impl Crun {
     }
 
     /// Makes the container of `bundle`; its first process waits for `start`.
-    pub async fn create(
-        &self,
-        id: &ContainerId,
-        bundle: &Path,
-        streams: ProcessStreams,
-        console: Option<&Path>,
-    ) -> Result<Child, Error> {
+    pub async fn create(&self, id: &ContainerId, bundle: &Path, process: Launched<'_>) -> Result<Child, Error> {
         let pid_file = bundle.join("init.pid");
         let mut args = vec![OsString::from("--bundle"), bundle.into(), "--pid-file".into(), (&pid_file).into()];
-        args.extend(console_arguments(console));
+        args.extend(console_arguments(process.console));
         let launch = self.reaper.launch();
-        self.run("create", id, &args, streams, &bundle.join("create.log")).await?;
+        self.run("create", id, &args, process, &bundle.join("create.log")).await?;
         adopt(&launch, &pid_file)
     }
 
     pub async fn start(&self, id: &ContainerId, bundle: &Path) -> Result<(), Error> {
-        self.run("start", id, &[], ProcessStreams::default(), &bundle.join("start.log")).await
+        self.run("start", id, &[], Launched::default(), &bundle.join("start.log")).await
     }
 
-    /// Runs the process of the OCI document `process` in the container. Files beside the document are scratch.
-    pub async fn exec(
-        &self,
-        id: &ContainerId,
-        process: &Path,
-        streams: ProcessStreams,
-        console: Option<&Path>,
-    ) -> Result<Child, Error> {
-        let pid_file = process.with_extension("pid");
-        let mut args = vec![OsString::from("--detach"), "--process".into(), process.into()];
+    /// Runs the process of the OCI document in the container. Files beside the document are scratch.
+    pub async fn exec(&self, id: &ContainerId, document: &Path, process: Launched<'_>) -> Result<Child, Error> {
+        let pid_file = document.with_extension("pid");
+        let mut args = vec![OsString::from("--detach"), "--process".into(), document.into()];
         args.extend(["--pid-file".into(), (&pid_file).into()]);
-        args.extend(console_arguments(console));
+        args.extend(console_arguments(process.console));
         let launch = self.reaper.launch();
-        self.run("exec", id, &args, streams, &process.with_extension("log")).await?;
+        self.run("exec", id, &args, process, &document.with_extension("log")).await?;
         let child = adopt(&launch, &pid_file);
         std::fs::remove_file(&pid_file).ok();
         child
@@ -86,12 +89,12 @@ impl Crun {
 
     pub async fn update(&self, id: &ContainerId, bundle: &Path, resources: &Path) -> Result<(), Error> {
         let args = ["--resources".into(), resources.into()];
-        self.run("update", id, &args, ProcessStreams::default(), &bundle.join("update.log")).await
+        self.run("update", id, &args, Launched::default(), &bundle.join("update.log")).await
     }
 
     /// Removes the container's cgroup and crun's record of it, killing what is left.
     pub async fn delete(&self, id: &ContainerId, bundle: &Path) -> Result<(), Error> {
-        self.run("delete", id, &["--force".into()], ProcessStreams::default(), &bundle.join("delete.log")).await
+        self.run("delete", id, &["--force".into()], Launched::default(), &bundle.join("delete.log")).await
     }
 
     async fn run(
@@ -99,14 +102,16 @@ impl Crun {
         verb: &'static str,
         id: &ContainerId,
         args: &[OsString],
-        streams: ProcessStreams,
+        process: Launched<'_>,
         log: &Path,
     ) -> Result<(), Error> {
         let _slot = self.slots.acquire().await.expect("never closed");
         let mut command = Command::new(&self.program);
         command.env_clear().current_dir("/").arg("--root").arg(&self.state).arg("--cgroup-manager=cgroupfs");
         command.arg("--log").arg(log).arg("--log-format=json").arg(verb).args(args).arg(id.as_str());
+        let streams = process.streams;
         command.stdin(stdio(streams.stdin)).stdout(stdio(streams.stdout)).stderr(stdio(streams.stderr));
+        set_oom_score(&mut command, process.oom_score);
         let spawned = self.reaper.launch().spawn(&mut command);
         // The command holds the process's ends of its pipes: an end of file needs them closed.
         drop(command);
@@ -131,6 +136,24 @@ async fn finish(mut child: Child, verb: &'static str, id: &ContainerId) -> Resul
     child.signal(libc::SIGKILL).map_err(Error::system("kill", "crun"))?;
     child.wait().await;
     Err(Error::Deadline { operation: verb, object: format!("container `{id}`"), seconds: DEADLINE.as_secs() })
+}
+
+fn set_oom_score(command: &mut Command, score: i64) {
+    let score = score.to_string();
+    let set = move || {
+        // SAFETY: both are valid C strings.
+        let file = unsafe { libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+        if file < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: `score` is owned by this closure and has that many bytes. The descriptor closes with the exec.
+        match unsafe { libc::write(file, score.as_ptr().cast(), score.len()) } {
+            0.. => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec `set` only makes system calls: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(set) };
 }
 
 fn console_arguments(console: Option<&Path>) -> Vec<OsString> {

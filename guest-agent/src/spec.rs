@@ -29,7 +29,6 @@ pub struct ProcessSpec {
 impl ContainerSpec {
     pub fn for_guest(json: &[u8], id: &ContainerId, rootfs: &Path) -> Result<Self, Error> {
         let mut document = parse("container specification", json)?;
-        document.get_mut("process").map(default_oom_score);
         object(&mut document["root"])?.insert("path".into(), json!(rootfs));
         object(&mut document["linux"])?.insert("cgroupsPath".into(), json!(format!("/{CGROUP_PARENT}/{id}")));
         let network_sysctls = take_network_sysctls(&mut document)?;
@@ -38,6 +37,11 @@ impl ContainerSpec {
 
     pub fn terminal(&self) -> bool {
         self.document["process"]["terminal"] == true
+    }
+
+    /// For processes that are added to the container too: crun sets it for the first one only.
+    pub fn oom_score(&self) -> i64 {
+        self.document["process"]["oomScoreAdj"].as_i64().unwrap_or_default().clamp(-1000, 1000)
     }
 
     /// Whether a mount's source is in the pod's file share, which has to be mounted before.
@@ -54,9 +58,7 @@ impl ContainerSpec {
 
 impl ProcessSpec {
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
-        let mut document = parse("process", json)?;
-        default_oom_score(&mut document);
-        Ok(Self { document })
+        Ok(Self { document: parse("process", json)? })
     }
 
     pub fn terminal(&self) -> bool {
@@ -81,13 +83,6 @@ fn object(value: &mut Value) -> Result<&mut Map<String, Value>, Error> {
         *value = json!({});
     }
     value.as_object_mut().ok_or_else(|| Error::invalid("container specification", "", "a section is not an object"))
-}
-
-/// A process that says nothing must not inherit the agent's own protection from the OOM killer.
-fn default_oom_score(process: &mut Value) {
-    if let Some(process) = process.as_object_mut() {
-        process.entry("oomScoreAdj").or_insert(json!(0));
-    }
 }
 
 fn take_network_sysctls(document: &mut Value) -> Result<Vec<(String, String)>, Error> {
@@ -130,7 +125,7 @@ mod tests {
         let spec = spec(&json!({"root": {"path": "/x", "readonly": true}, "process": {"args": ["a"]}, "extra": 1}));
         let expected = json!({
             "root": {"path": "/bundle/rootfs", "readonly": true},
-            "process": {"args": ["a"], "oomScoreAdj": 0},
+            "process": {"args": ["a"]},
             "linux": {"cgroupsPath": "/bulkhead/web"},
             "extra": 1
         });
@@ -138,9 +133,11 @@ mod tests {
     }
 
     #[test]
-    fn an_oom_score_that_is_asked_for_is_kept() {
-        let process = ProcessSpec::parse(br#"{"oomScoreAdj": 500, "terminal": true}"#).unwrap();
-        assert!(process.to_json().contains("500") && process.terminal());
+    fn the_oom_score_is_the_containers_or_an_ordinary_one() {
+        assert_eq!(spec(&json!({"process": {"oomScoreAdj": 500}})).oom_score(), 500);
+        assert_eq!(spec(&json!({"process": {"oomScoreAdj": -100_000}})).oom_score(), -1000);
+        assert_eq!(spec(&json!({"process": {"oomScoreAdj": "x"}})).oom_score(), 0);
+        assert_eq!(spec(&json!({})).oom_score(), 0);
     }
 
     #[test]

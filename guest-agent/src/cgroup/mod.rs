@@ -46,9 +46,11 @@ impl Cgroup {
         }
     }
 
-    /// Sends a signal to every process that is there now.
-    pub fn signal(&self, signal: i32) -> Result<(), Error> {
-        for pid in self.processes()? {
+    /// Sends a signal to every process that is there now. `init` is last: when it ends, the others are killed.
+    pub fn signal(&self, signal: i32, init: Option<u32>) -> Result<(), Error> {
+        let mut pids = self.processes()?;
+        pids.sort_by_key(|&pid| Some(pid) == init);
+        for pid in pids {
             let Ok(pid) = i32::try_from(pid) else { continue };
             reaper::kill(pid, signal).map_err(Error::system("signal", format!("process {pid}")))?;
         }

@@ -3,6 +3,7 @@
 use super::{Container, Process, remove};
 use crate::agent::Agent;
 use crate::cgroup::{Cgroup, OomCounter};
+use crate::crun::Launched;
 use crate::error::Error;
 use crate::id::{ContainerId, ProcessName};
 use crate::reaper::Child;
@@ -10,7 +11,7 @@ use crate::rootfs::{Rootfs, Source};
 use crate::spec::{CGROUP_PARENT, ContainerSpec};
 use crate::stdio::{ConsoleSocket, Stdio, Wanted};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 /// How long the end of a container's added processes may hold up the report of its own end.
@@ -42,7 +43,18 @@ impl Container {
         };
         match create_process(agent, &request.id, &spec, &bundle, request.wanted).await {
             Ok((init, child)) => {
-                let container = Self::assemble(agent, request.id, bundle, rootfs, init, child);
+                let container = Arc::new(Self {
+                    cgroup: Cgroup::new(agent.paths.cgroups.join(CGROUP_PARENT).join(request.id.as_str())),
+                    id: request.id,
+                    init: Arc::new(init),
+                    oom_score: spec.oom_score(),
+                    bundle,
+                    rootfs,
+                    execs: Mutex::default(),
+                    paused: tokio::sync::Mutex::new(false),
+                    watchers: Mutex::default(),
+                });
+                container.watch(agent, child);
                 reservation.fill(container);
                 Ok(())
             }
@@ -53,27 +65,9 @@ impl Container {
         }
     }
 
-    fn assemble(
-        agent: &Agent,
-        id: ContainerId,
-        bundle: std::path::PathBuf,
-        rootfs: Rootfs,
-        init: Process,
-        child: Child,
-    ) -> Arc<Self> {
-        let cgroup = Cgroup::new(agent.paths.cgroups.join(CGROUP_PARENT).join(id.as_str()));
-        let oom = OomCounter::open(id.clone(), &cgroup, agent.oom_events.clone()).map(Arc::new);
-        let container = Arc::new(Self {
-            id,
-            cgroup,
-            init: Arc::new(init),
-            bundle,
-            rootfs,
-            execs: std::sync::Mutex::default(),
-            paused: tokio::sync::Mutex::new(false),
-            watchers: std::sync::Mutex::default(),
-        });
-        let mut watchers = container.watchers.lock().expect("no holder panics");
+    fn watch(self: &Arc<Self>, agent: &Agent, child: Child) {
+        let oom = OomCounter::open(self.id.clone(), &self.cgroup, agent.oom_events.clone()).map(Arc::new);
+        let mut watchers = self.watchers.lock().expect("no holder panics");
         if let Some(oom) = oom.clone() {
             let watching = async move {
                 if let Err(error) = oom.watch().await {
@@ -82,9 +76,7 @@ impl Container {
             };
             watchers.push(tokio::spawn(watching).abort_handle());
         }
-        watchers.push(tokio::spawn(follow(Arc::downgrade(&container), child, oom)).abort_handle());
-        drop(watchers);
-        container
+        watchers.push(tokio::spawn(follow(Arc::downgrade(self), child, oom)).abort_handle());
     }
 }
 
@@ -109,22 +101,23 @@ async fn create_process(
     let config = bundle.join("config.json");
     std::fs::write(&config, spec.to_json()).map_err(Error::system("write", config.display()))?;
     let name = ProcessName { container: id.clone(), exec: None };
+    let launched = Launched { oom_score: spec.oom_score(), ..Launched::default() };
     let (stdio, child) = if spec.terminal() {
         let stdio = Stdio::terminal(wanted);
         let socket = ConsoleSocket::bind(agent.paths.scratch("console")).map_err(Error::system("listen for", &name))?;
-        let child = agent.crun.create(id, bundle, Default::default(), Some(socket.path())).await?;
+        let child = agent.crun.create(id, bundle, Launched { console: Some(socket.path()), ..launched }).await?;
         stdio.set_terminal(socket.receive().map_err(Error::system("take the terminal of", &name))?);
         (stdio, child)
     } else {
-        let (stdio, ends) = Stdio::pipes(wanted)?;
-        let child = agent.crun.create(id, bundle, ends, None).await?;
+        let (stdio, streams) = Stdio::pipes(wanted)?;
+        let child = agent.crun.create(id, bundle, Launched { streams, ..launched }).await?;
         (stdio, child)
     };
     Ok((Process::new(name, stdio, Some(child.clone())), child))
 }
 
 /// Reports the container's end: after an out-of-memory kill that caused it, and after its added processes.
-async fn follow(container: std::sync::Weak<Container>, mut child: Child, oom: Option<Arc<OomCounter>>) {
+async fn follow(container: Weak<Container>, mut child: Child, oom: Option<Arc<OomCounter>>) {
     let exit = child.wait().await;
     let Some(container) = container.upgrade() else { return };
     if let Some(oom) = oom {

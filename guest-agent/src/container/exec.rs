@@ -2,7 +2,7 @@
 
 use super::{Container, Process};
 use crate::agent::Agent;
-use crate::crun::ProcessStreams;
+use crate::crun::{Launched, ProcessStreams};
 use crate::error::Error;
 use crate::id::{ExecId, ProcessName};
 use crate::reaper::{Child, Exit};
@@ -92,13 +92,14 @@ impl Container {
 impl Exec {
     async fn run(&self, agent: &Agent, container: &Container) -> Result<Child, Error> {
         let name = &self.process.name;
+        let mut launched = Launched { oom_score: container.oom_score, ..Launched::default() };
         if !self.terminal {
-            let ends = self.ends.lock().expect("no holder panics").take().unwrap_or_default();
-            return agent.crun.exec(&container.id, &self.document, ends, None).await;
+            launched.streams = self.ends.lock().expect("no holder panics").take().unwrap_or_default();
+            return agent.crun.exec(&container.id, &self.document, launched).await;
         }
         let socket = ConsoleSocket::bind(agent.paths.scratch("console")).map_err(Error::system("listen for", name))?;
-        let ends = ProcessStreams::default();
-        let child = agent.crun.exec(&container.id, &self.document, ends, Some(socket.path())).await?;
+        launched.console = Some(socket.path());
+        let child = agent.crun.exec(&container.id, &self.document, launched).await?;
         let terminal = socket.receive().map_err(Error::system("take the terminal of", name))?;
         self.process.stdio.set_terminal(terminal);
         Ok(child)

@@ -33,6 +33,7 @@ pub struct Container {
     /// The container's first process.
     pub init: Arc<Process>,
     pub bundle: PathBuf,
+    oom_score: i64,
     rootfs: Rootfs,
     execs: Mutex<HashMap<ExecId, Arc<Exec>>>,
     /// Held by whatever changes the container as a whole; true while it is paused.

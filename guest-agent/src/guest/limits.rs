@@ -8,7 +8,7 @@ use std::path::Path;
 /// Containers inherit it when their specification says nothing, as on a node with containerd's own unit.
 const MAX_OPEN_FILES: u64 = 1 << 20;
 
-const SYSCTLS: [(&str, &str); 6] = [
+const SYSCTLS: [(&str, &str); 7] = [
     // Containers' limits are their cgroups'. The kernel's own defaults shrink with the guest's first memory.
     ("kernel/threads-max", "1048576"),
     ("kernel/pid_max", "4194304"),
@@ -17,6 +17,9 @@ const SYSCTLS: [(&str, &str); 6] = [
     // The agent's log lines are not dropped, and warnings reach the console. The first insists on its line end.
     ("kernel/printk_devkmsg", "on\n"),
     ("kernel/printk", "5"),
+    // As kubelet sets it on every node: a large reservation is granted, and the cgroup's limit decides. The
+    // kernel's own guess would compare with the guest's small memory.
+    ("vm/overcommit_memory", "1"),
     // What databases ask for, and nodes are commonly set to.
     ("vm/max_map_count", "262144"),
 ];

@@ -20,7 +20,7 @@ pub(super) fn signal(agent: &Agent, request: &SignalRequest) -> Result<Empty, Er
     } else if signal == libc::SIGKILL {
         container.cgroup.kill()?;
     } else {
-        container.cgroup.signal(signal)?;
+        container.cgroup.signal(signal, container.init.pid())?;
     }
     Ok(Empty::new())
 }

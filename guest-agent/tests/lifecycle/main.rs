@@ -111,6 +111,22 @@ fn seccomp_holds_for_added_processes() {
 }
 
 #[test]
+fn added_processes_have_the_containers_oom_score() {
+    in_guest("added_processes_have_the_containers_oom_score", async |guest| {
+        let mut spec = guest.spec("cat /proc/self/oom_score_adj; sleep 60");
+        spec["process"]["oomScoreAdj"] = 321.into();
+        guest.create_with("web", &spec).await.unwrap();
+        let mut out = guest.stream("web", "", Channel::Stdout).await.unwrap();
+        guest.start("web", "").await.unwrap();
+        assert_eq!(out.read_frame().await.unwrap(), b"321\n");
+        guest.add("web", "e1", "cat /proc/self/oom_score_adj").await.unwrap();
+        let mut out = guest.stream("web", "e1", Channel::Stdout).await.unwrap();
+        guest.start("web", "e1").await.unwrap();
+        assert_eq!(out.read_to_end().await, b"321\n");
+    });
+}
+
+#[test]
 fn a_missing_command_is_named_and_leaves_nothing() {
     in_guest("a_missing_command_is_named_and_leaves_nothing", async |guest| {
         let mut spec = guest.spec("");
