@@ -182,7 +182,12 @@ impl Running {
     #[track_caller]
     pub fn delete_stopped(self) -> i32 {
         crate::eventually("the task has stopped", || self.status() == "STOPPED");
-        ctr(&["task", "delete", &self.id]).code
+        let deleted = ctr(&["task", "delete", &self.id]).success();
+        // ctr has no other word for it than a warning, and is silent about zero.
+        let warning = deleted.stderr();
+        let code = warning.split_once("non-zero exit code ").map_or("0", |(_, rest)| rest);
+        let code: String = code.chars().take_while(char::is_ascii_digit).collect();
+        code.parse().unwrap_or_else(|_| panic!("no exit code in {warning:?}"))
     }
 }
 

@@ -16,7 +16,7 @@ crate::for_each_snapshotter!(
 fn a_container_has_its_own_kernel_name_and_memory(snapshotter: &str) {
     let container = Container::new(BUSYBOX, snapshotter).argument("--memory-limit=134217728");
     let id = container.id().to_owned();
-    let script = "uname -r; hostname; awk '/MemTotal/ { print $2 }' /proc/meminfo; id -u; cat /proc/1/comm";
+    let script = "uname -r; hostname; awk '/MemTotal/ { print $2 }' /proc/meminfo; id -u; read first < /proc/1/comm; echo $first";
     let finished = container.shell(script).run().success().stdout();
     let lines: Vec<&str> = finished.lines().collect();
     let [kernel, hostname, memory, user, first] = lines[..] else { panic!("unexpected output: {finished:?}") };
