@@ -14,8 +14,9 @@ pub use endpoint::{Endpoint, StdioError};
 use crate::identifier::Identifier;
 use agent_protocol::agent::Streams;
 use agent_protocol::stream::{Channel, Hello};
-use input::{Input, InputWriter};
+use input::InputWriter;
 use output::Output;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -34,7 +35,8 @@ pub struct Stdio {
 /// The node's ends, open and not yet connected to the guest.
 #[derive(Debug, Default)]
 pub struct Opened {
-    stdin: Option<(Input, InputWriter)>,
+    /// Known, and not open before the process starts: [`Copies::begin_input`].
+    stdin: Option<PathBuf>,
     stdout: Option<Output>,
     stderr: Option<Output>,
 }
@@ -57,7 +59,7 @@ impl Stdio {
         let stderr = if self.terminal { Endpoint::Null } else { Endpoint::parse(&self.stderr)? };
         let stdin = match stdin {
             Endpoint::Null => None,
-            Endpoint::Fifo(path) => Some(input::open(&path)?),
+            Endpoint::Fifo(path) => Some(path),
             Endpoint::File(_) | Endpoint::Logger(_) => return Err(StdioError::NotAnInput(self.stdin.clone())),
         };
         let [stdout, stderr] = output::open([stdout, stderr], namespace, container)?;
@@ -87,9 +89,7 @@ impl Opened {
             stream(Channel::Stderr, self.stderr.is_some()),
         )?;
         let copies = Copies::default();
-        if let (Some((input, writer)), Some(stream)) = (self.stdin, stdin) {
-            copies.start_input(input, writer, stream);
-        }
+        *lock(&copies.waiting_input) = self.stdin.zip(stdin);
         for (output, stream) in [(self.stdout, stdout), (self.stderr, stderr)] {
             if let (Some(output), Some(stream)) = (output, stream) {
                 copies.start_output(output, stream);
@@ -102,6 +102,8 @@ impl Opened {
 /// The copying tasks of one process. They end when this is dropped.
 #[derive(Debug)]
 pub struct Copies {
+    /// stdin's FIFO and stream, until the process starts.
+    waiting_input: Mutex<Option<(PathBuf, UnixStream)>>,
     /// Keeps stdin from ending while no client is connected; dropped by `CloseIO`.
     writer: Mutex<Option<InputWriter>>,
     input: Mutex<Option<AbortHandle>>,
@@ -113,6 +115,7 @@ pub struct Copies {
 impl Default for Copies {
     fn default() -> Self {
         Self {
+            waiting_input: Mutex::default(),
             writer: Mutex::default(),
             input: Mutex::default(),
             outputs: Mutex::default(),
@@ -122,7 +125,11 @@ impl Default for Copies {
 }
 
 impl Copies {
-    fn start_input(&self, input: Input, writer: InputWriter, stream: UnixStream) {
+    /// Begins to copy stdin. Not before the process is to start: clients write once the FIFO is opened, and a client
+    /// that comes to its input's end before it knows of the process (`ctr`) has nothing to call `CloseIO` on.
+    pub fn begin_input(&self) -> Result<(), StdioError> {
+        let Some((path, stream)) = lock(&self.waiting_input).take() else { return Ok(()) };
+        let (input, writer) = input::open(&path)?;
         *lock(&self.writer) = Some(writer);
         let task = tokio::spawn(async move {
             if let Err(error) = input.copy(stream).await {
@@ -130,6 +137,7 @@ impl Copies {
             }
         });
         *lock(&self.input) = Some(task.abort_handle());
+        Ok(())
     }
 
     fn start_output(&self, output: Output, stream: UnixStream) {
@@ -157,6 +165,7 @@ impl Copies {
 
     /// Stops reading stdin: nobody in the guest reads it any more.
     pub fn stop_input(&self) {
+        lock(&self.waiting_input).take();
         self.close_stdin();
         if let Some(task) = lock(&self.input).take() {
             task.abort();

@@ -112,6 +112,7 @@ async fn stdin_ends_after_close_io_and_not_before() {
     let directory = tempfile::tempdir().unwrap();
     let path = fifo(&directory, "in");
     let (copies, mut guest) = connect(open(&Stdio { stdin: text(&path), ..Default::default() }).unwrap()).await;
+    copies.begin_input().unwrap();
     for client in ["one", "two"] {
         // A client that comes and goes does not end stdin.
         let mut writer = pipe::OpenOptions::new().open_sender(&path).unwrap();
@@ -128,12 +129,22 @@ async fn stdin_ends_after_close_io_and_not_before() {
 async fn input_written_before_close_io_is_not_lost() {
     let directory = tempfile::tempdir().unwrap();
     let path = fifo(&directory, "in");
-    let opened = open(&Stdio { stdin: text(&path), ..Default::default() }).unwrap();
+    let (copies, mut guest) = connect(open(&Stdio { stdin: text(&path), ..Default::default() }).unwrap()).await;
+    copies.begin_input().unwrap();
     pipe::OpenOptions::new().open_sender(&path).unwrap().write_all(b"last words").await.unwrap();
-    let (copies, mut guest) = connect(opened).await;
     copies.close_stdin();
     assert_eq!(receive(&mut guest).await.unwrap(), b"last words");
     assert_eq!(receive(&mut guest).await, None);
+}
+
+#[tokio::test]
+async fn no_client_can_write_before_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(&directory, "in");
+    let (copies, _guest) = connect(open(&Stdio { stdin: text(&path), ..Default::default() }).unwrap()).await;
+    assert!(pipe::OpenOptions::new().open_sender(&path).is_err(), "nobody reads yet");
+    copies.begin_input().unwrap();
+    assert!(pipe::OpenOptions::new().open_sender(&path).is_ok());
 }
 
 #[tokio::test]
