@@ -61,7 +61,8 @@ calls! {
     start(ProcessRequest) -> StartResponse, Some(DEFAULT);
     /// Has no deadline: ends with the process or with the microVM.
     wait(ProcessRequest) -> WaitResponse, None;
-    signal(SignalRequest) -> Empty, Some(Duration::from_secs(10));
+    /// Bounded well below what containerd waits for: a guest that does not answer is killed instead.
+    signal(SignalRequest) -> Empty, Some(Duration::from_secs(5));
     resize_terminal(ResizeTerminalRequest) -> Empty, Some(Duration::from_secs(10));
     delete(ProcessRequest) -> Empty, Some(Duration::from_secs(10));
     pause(ContainerRequest) -> Empty, Some(DEFAULT);

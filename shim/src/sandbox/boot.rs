@@ -3,7 +3,7 @@
 use super::agent::Agent;
 use super::cgroup::Cgroup;
 use super::cleanup::cleanup_on;
-use super::host::{Host, create_directories};
+use super::host::{Host, SandboxDirectory, create_directories};
 use super::id::SandboxId;
 use super::state::Record;
 use super::vmm::Vmm;
@@ -11,7 +11,8 @@ use super::{Inner, SandboxError, SandboxSpec, lines, uid};
 use agent_protocol::agent::ConfigureRequest;
 use agent_protocol::{AGENT_PORT, VERSION};
 use bulkhead_config::Config;
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -39,8 +40,10 @@ struct Resources {
 
 impl Resources {
     fn open(host: &Host) -> Result<Self, SandboxError> {
-        if !host.vmm().exists() {
-            return Err(SandboxError::NotInstalled { what: "VMM", path: host.vmm() });
+        for (what, path) in [("VMM", host.vmm()), ("file server", host.file_server())] {
+            if !path.exists() {
+                return Err(SandboxError::NotInstalled { what, path });
+            }
         }
         Ok(Self {
             kvm: File::options().read(true).write(true).open("/dev/kvm").map_err(|error| match error.kind() {
@@ -64,9 +67,17 @@ fn installed(what: &'static str, path: PathBuf) -> Result<File, SandboxError> {
 pub(super) async fn boot(host: Host, spec: SandboxSpec, config: &Config) -> Result<Inner, SandboxError> {
     let resources = Resources::open(&host)?;
     let id = spec.id.clone();
-    // A shim that died may have left a sandbox of this name.
-    clean(&host, &id).await?;
-    let result = timeout(BOOT, start(&host, spec, config, resources)).await;
+    let directory = host.directory(&id);
+    if directory.path.exists() {
+        // Of a shim that died. One that lives holds its claim.
+        let claim = claim(&directory, &id)?;
+        clean(&host, &id).await?;
+        drop(claim);
+    }
+    // For the node's root alone.
+    create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
+    let claim = claim(&directory, &id)?;
+    let result = timeout(BOOT, start(&host, spec, config, resources, claim)).await;
     let result = result.unwrap_or(Err(SandboxError::Deadline { operation: "booting the guest", limit: BOOT }));
     if result.is_err()
         && let Err(error) = clean(&host, &id).await
@@ -81,10 +92,23 @@ async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
     super::attach::blocking(move || cleanup_on(&host, &id)).await
 }
 
-async fn start(host: &Host, spec: SandboxSpec, config: &Config, resources: Resources) -> Result<Inner, SandboxError> {
+/// Holds the sandbox's directory for this process: no other shim takes it for a dead one's.
+fn claim(directory: &SandboxDirectory, id: &SandboxId) -> Result<Flock<File>, SandboxError> {
+    let file = File::open(&directory.path).map_err(SandboxError::host("open", &directory.path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => SandboxError::InUse(id.to_string()),
+        error => SandboxError::host("lock", &directory.path.display())(error),
+    })
+}
+
+async fn start(
+    host: &Host,
+    spec: SandboxSpec,
+    config: &Config,
+    resources: Resources,
+    claim: Flock<File>,
+) -> Result<Inner, SandboxError> {
     let directory = host.directory(&spec.id);
-    // For the node's root alone.
-    create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
     Record { cgroup: spec.cgroup.clone() }.write(&directory)?;
     let uid = uid::allocate(&host.uids(), config.first_uid, &spec.id, &directory.owner())?;
     let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup);
@@ -104,6 +128,7 @@ async fn start(host: &Host, spec: SandboxSpec, config: &Config, resources: Resou
     configure(&agent, &spec.hostname).await?;
     Ok(Inner {
         host: host.clone(),
+        _claim: claim,
         id: spec.id,
         directory,
         cgroup,
@@ -148,5 +173,42 @@ async fn configure(agent: &Agent, hostname: &str) -> Result<(), SandboxError> {
         Ok(())
     } else {
         Err(SandboxError::Version { agent: super::agent::printable(&answer.version) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_of_a_living_shim_is_not_taken_over() {
+        let root = tempfile::tempdir().unwrap();
+        let id = SandboxId::test("ns", "pod");
+        let directory = Host::below(root.path()).directory(&id);
+        create_directories(&directory.path, 0o700).unwrap();
+        let held = claim(&directory, &id).unwrap();
+        assert_eq!(claim(&directory, &id).unwrap_err().to_string(), "sandbox ns/pod is in use by another shim");
+        drop(held);
+        claim(&directory, &id).unwrap();
+    }
+
+    #[test]
+    fn a_missing_piece_of_the_installation_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::below(root.path());
+        let missing = |path: PathBuf| {
+            let error = Resources::open(&host).err().unwrap().to_string();
+            assert!(error.contains(&format!("{} is missing", path.display())), "{error}");
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        };
+        missing(host.vmm());
+        missing(host.file_server());
+        if std::path::Path::new("/dev/kvm").exists() && nix::unistd::geteuid().is_root() {
+            missing(host.kernel());
+            missing(host.root_image());
+        } else {
+            eprintln!("SKIPPED: needs root and /dev/kvm");
+        }
     }
 }

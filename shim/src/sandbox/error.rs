@@ -23,6 +23,8 @@ pub enum SandboxError {
     CgroupInUse(PathBuf),
     #[error("no free user id for the VMM among {count} from {first} on")]
     NoFreeUid { first: u32, count: u32 },
+    #[error("sandbox {0} is in use by another shim")]
+    InUse(String),
     /// The microVM is gone; calls about its guest make no sense any more.
     #[error("the microVM is gone: {0}")]
     Gone(String),

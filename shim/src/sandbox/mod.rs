@@ -46,8 +46,10 @@ use bulkhead_config::Config;
 use cgroup::Cgroup;
 use host::{Host, SandboxDirectory};
 use id::SandboxId;
+use nix::fcntl::Flock;
 use process::Process;
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -104,6 +106,8 @@ pub struct Sandbox {
 #[derive(Debug)]
 struct Inner {
     host: Host,
+    /// Released by the kernel when this process ends, however it ends.
+    _claim: Flock<File>,
     id: SandboxId,
     directory: SandboxDirectory,
     cgroup: Cgroup,
