@@ -161,3 +161,6 @@ impl Buffer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
