@@ -1,5 +1,6 @@
 //! The debug serial port: the kernel's messages from its first instruction on, before any driver runs.
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -47,9 +48,11 @@ impl std::fmt::Debug for DebugSerial {
 }
 
 impl DebugSerial {
-    /// `log` must be non-blocking.
-    pub fn new(log: OwnedFd) -> Self {
-        Self(Mutex::new(Serial::new(NoInterrupt, Lossy(File::from(log)))))
+    /// A port that writes to `log`, which becomes non-blocking.
+    pub fn new(log: OwnedFd) -> io::Result<Self> {
+        let flags = OFlag::from_bits_retain(fcntl(&log, FcntlArg::F_GETFL)?);
+        fcntl(&log, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Self(Mutex::new(Serial::new(NoInterrupt, Lossy(File::from(log))))))
     }
 
     pub fn read(&self, register: u8) -> u8 {

@@ -92,7 +92,8 @@ impl Machine {
         let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, entry)?;
 
         let serial = if description.debug_serial {
-            Some(DebugSerial::new(resources.console.try_clone().map_err(MachineError::Events)?))
+            let log = resources.console.try_clone().map_err(MachineError::Events)?;
+            Some(DebugSerial::new(log).map_err(MachineError::Events)?)
         } else {
             None
         };
@@ -133,8 +134,9 @@ fn load_guest(
     ram: &[std::ops::Range<u64>],
     memory: &GuestMemory,
 ) -> Result<u64, MachineError> {
+    let command_line = command_line(description)?;
     let entry = kernel::load(kernel, memory)?;
-    memory.write_slice(&command_line(description)?, GuestAddress(layout::COMMAND_LINE))?;
+    memory.write_slice(&command_line, GuestAddress(layout::COMMAND_LINE))?;
     memory.write_slice(&mptable::table(description.vcpus), GuestAddress(layout::MP_TABLE))?;
     registers::write_tables(memory)?;
     let zero_page = BootParams::new(&boot_params::zero_page(ram), GuestAddress(layout::ZERO_PAGE));

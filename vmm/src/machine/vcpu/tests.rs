@@ -47,7 +47,7 @@ impl Guest {
         let (serial, log) = std::io::pipe().unwrap();
         let exits = Exits {
             bus: Arc::new(Bus::new()),
-            serial: Some(DebugSerial::new(log.into())),
+            serial: Some(DebugSerial::new(log.into()).unwrap()),
             root_image: image.guest.clone(),
         };
         Self { vm, memory, exits, _image: image, serial }
