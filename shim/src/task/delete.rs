@@ -94,6 +94,9 @@ async fn delete_container(pod: &Pod, container: &Container) {
 
 /// Has the guest forget a process. A guest that does not answer changes nothing for containerd.
 async fn forget(vm: &dyn MicroVm, process: &Process) {
+    if vm.stopped().borrow().is_some() {
+        return;
+    }
     match timeout(GUEST_LIMIT, vm.agent().delete(&process.request())).await {
         Ok(Ok(_)) | Ok(Err(AgentError::Refused { code: Code::NOT_FOUND, .. })) => {}
         Ok(Err(error)) => tracing::warn!(container = %process.container, %error, "the guest did not delete a process"),
