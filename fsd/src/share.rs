@@ -3,7 +3,10 @@
 //! - `.` and `..` are no names: the guest's kernel resolves them itself, so only an attacker sends them.
 //! - Requests carry up to 128 KiB instead of one page.
 //! - Inode numbers are unique across the file systems of the share ([`InodeNumbers`]).
+//! - What only the guest changes stays true for it ([`Freshness`]); closing what was only read asks nothing.
+#![expect(unsafe_code, reason = "an option of FUSE that the library does not name")]
 
+use crate::freshness::{Found, Freshness, SHORT};
 use crate::numbers::InodeNumbers;
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
@@ -15,10 +18,6 @@ use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::time::Duration;
-
-/// How long the guest may take attributes and names for true without asking again. The guest itself changes most of
-/// what it sees; what the host changes in a volume appears after this time.
-const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the guest's kernel may do, besides what the library turns on.
 ///
@@ -36,6 +35,7 @@ const OPTIONS: FsOptions = FsOptions::ASYNC_READ
 pub struct Share {
     files: PassthroughFs,
     numbers: InodeNumbers,
+    freshness: Freshness,
 }
 
 impl fmt::Debug for Share {
@@ -50,8 +50,8 @@ impl Share {
         let files = PassthroughFs::new(Config {
             root_dir: root.into(),
             cache_policy: CachePolicy::Auto,
-            attr_timeout: TIMEOUT,
-            entry_timeout: TIMEOUT,
+            attr_timeout: SHORT,
+            entry_timeout: SHORT,
             xattr: true,
             killpriv_v2: true,
             // The guest may cache what it wrote, but the host must have it.
@@ -61,26 +61,43 @@ impl Share {
             ..Config::default()
         })?;
         files.import()?;
-        Ok(Self { files, numbers: InodeNumbers::default() })
+        Ok(Self { files, numbers: InodeNumbers::default(), freshness: Freshness::default() })
     }
 
     fn renumber(&self, attributes: &mut stat64) {
         attributes.st_ino = self.numbers.unique(attributes.st_dev, attributes.st_ino);
     }
 
-    fn entry(&self, result: io::Result<Entry>) -> io::Result<Entry> {
-        result.map(|mut entry| {
-            self.renumber(&mut entry.attr);
-            entry
-        })
+    /// An entry as the guest sees it.
+    fn entry(&self, mut entry: Entry) -> Entry {
+        self.renumber(&mut entry.attr);
+        entry.attr_timeout = self.freshness.of(entry.attr.st_dev);
+        entry.entry_timeout = entry.attr_timeout;
+        entry
     }
 
-    fn attributes(&self, result: io::Result<(stat64, Duration)>) -> io::Result<(stat64, Duration)> {
-        result.map(|(mut attributes, timeout)| {
-            self.renumber(&mut attributes);
-            (attributes, timeout)
-        })
+    /// The same of an entry that was found by name.
+    fn found(&self, context: &Context, parent: u64, name: &[u8], entry: Entry) -> Entry {
+        let found = Found { parent, name, inode: entry.inode, device: entry.attr.st_dev };
+        let parent_device = || self.files.getattr(context, parent, None).ok().map(|(parent, _)| parent.st_dev);
+        let entry_timeout = self.freshness.learn(found, parent_device);
+        Entry { entry_timeout, ..self.entry(entry) }
     }
+
+    fn attributes(&self, (mut attributes, _): (stat64, Duration)) -> (stat64, Duration) {
+        self.renumber(&mut attributes);
+        (attributes, self.freshness.of(attributes.st_dev))
+    }
+}
+
+/// `FOPEN_NOFLUSH`: there is nothing to write back when the file is closed.
+fn no_flush() -> OpenOptions {
+    // SAFETY: the type is a set of bits that goes to the guest as it is; it has no invariant.
+    unsafe { OpenOptions::from_bits_unchecked(1 << 5) }
+}
+
+fn reads_only(flags: u32) -> bool {
+    flags & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned()
 }
 
 /// A name is one component that leads down.
@@ -106,7 +123,8 @@ impl FileSystem for Share {
 
     fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        self.entry(self.files.lookup(context, parent, name))
+        let entry = self.files.lookup(context, parent, name)?;
+        Ok(self.found(context, parent, name.to_bytes(), entry))
     }
 
     fn forget(&self, context: &Context, inode: u64, count: u64) {
@@ -118,7 +136,7 @@ impl FileSystem for Share {
     }
 
     fn getattr(&self, context: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
-        self.attributes(self.files.getattr(context, inode, handle))
+        Ok(self.attributes(self.files.getattr(context, inode, handle)?))
     }
 
     fn setattr(
@@ -129,7 +147,7 @@ impl FileSystem for Share {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
-        self.attributes(self.files.setattr(context, inode, attributes, handle, valid))
+        Ok(self.attributes(self.files.setattr(context, inode, attributes, handle, valid)?))
     }
 
     fn readlink(&self, context: &Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -138,7 +156,7 @@ impl FileSystem for Share {
 
     fn symlink(&self, context: &Context, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        self.entry(self.files.symlink(context, target, parent, name))
+        Ok(self.entry(self.files.symlink(context, target, parent, name)?))
     }
 
     fn mknod(
@@ -151,12 +169,12 @@ impl FileSystem for Share {
         umask: u32,
     ) -> io::Result<Entry> {
         check_name(name)?;
-        self.entry(self.files.mknod(context, parent, name, mode, rdev, umask))
+        Ok(self.entry(self.files.mknod(context, parent, name, mode, rdev, umask)?))
     }
 
     fn mkdir(&self, context: &Context, parent: u64, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry> {
         check_name(name)?;
-        self.entry(self.files.mkdir(context, parent, name, mode, umask))
+        Ok(self.entry(self.files.mkdir(context, parent, name, mode, umask)?))
     }
 
     fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
@@ -185,7 +203,7 @@ impl FileSystem for Share {
 
     fn link(&self, context: &Context, inode: u64, new_parent: u64, new_name: &CStr) -> io::Result<Entry> {
         check_name(new_name)?;
-        self.entry(self.files.link(context, inode, new_parent, new_name))
+        Ok(self.entry(self.files.link(context, inode, new_parent, new_name)?))
     }
 
     fn open(
@@ -195,7 +213,9 @@ impl FileSystem for Share {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        self.files.open(context, inode, flags, fuse_flags)
+        let (handle, options, passthrough) = self.files.open(context, inode, flags, fuse_flags)?;
+        let options = if reads_only(flags) { options | no_flush() } else { options };
+        Ok((handle, options, passthrough))
     }
 
     fn create(
@@ -207,7 +227,7 @@ impl FileSystem for Share {
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
         check_name(name)?;
         let (entry, handle, options, passthrough) = self.files.create(context, parent, name, arguments)?;
-        Ok((self.entry(Ok(entry))?, handle, options, passthrough))
+        Ok((self.entry(entry), handle, options, passthrough))
     }
 
     fn read(
@@ -327,8 +347,8 @@ impl FileSystem for Share {
         offset: u64,
         add: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, mut entry| {
-            self.renumber(&mut entry.attr);
+        self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, entry| {
+            let entry = self.found(context, inode, name.name, entry);
             name.ino = entry.attr.st_ino;
             add(name, entry)
         })

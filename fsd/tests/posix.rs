@@ -300,3 +300,30 @@ fn locks_are_taken_and_awaited() {
     file.unlock().unwrap();
     run("flock", &[&"-n", &share.path("lock"), &"true"]);
 }
+
+#[test]
+fn what_only_the_guest_changes_is_not_asked_for_again() {
+    if !possible("what_only_the_guest_changes_is_not_asked_for_again") {
+        return;
+    }
+    let share = Mounted::start();
+    for name in ["container/rootfs", "container/mounts/0"] {
+        fs::create_dir_all(share.host(name)).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("test"), &share.host(name), Some("tmpfs"), flags, None::<&str>).unwrap();
+        fs::write(share.host(name).join("file"), name).unwrap();
+    }
+    let requests = |name: &str| {
+        fs::metadata(share.path(name)).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        let before = share.requests();
+        fs::metadata(share.path(name)).unwrap();
+        share.requests() - before
+    };
+    // The directories above are the host's, and so is what is mounted there: the share's attributes, two names.
+    assert_eq!(requests("container/rootfs/file"), 3);
+    assert_eq!(requests("container/mounts/0/file"), 5);
+    fs::write(share.host("container/mounts/0/file"), "changed by the host").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(fs::read_to_string(share.path("container/mounts/0/file")).unwrap(), "changed by the host");
+}

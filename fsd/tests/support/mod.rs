@@ -100,6 +100,7 @@ impl Drop for Server {
 pub struct Mounted {
     mount: PathBuf,
     largest_request: Arc<AtomicUsize>,
+    requests: Arc<AtomicUsize>,
     pub server: Server,
 }
 
@@ -116,8 +117,14 @@ impl Mounted {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("share"), &mount_point, Some("fuse"), flags, Some(options.as_str())).unwrap();
         let largest_request = Arc::new(AtomicUsize::new(0));
-        relay(device, Arc::clone(server.socket.as_ref().unwrap()), Arc::clone(&largest_request));
-        Self { mount: mount_point, largest_request, server }
+        let requests = Arc::new(AtomicUsize::new(0));
+        let (counter, largest) = (Arc::clone(&requests), Arc::clone(&largest_request));
+        let count = move |length| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            largest.fetch_max(length, Ordering::Relaxed);
+        };
+        relay(device, Arc::clone(server.socket.as_ref().unwrap()), count);
+        Self { mount: mount_point, largest_request, requests, server }
     }
 
     /// A path in the mounted share.
@@ -128,6 +135,11 @@ impl Mounted {
     /// The same on the host's side.
     pub fn host(&self, name: &str) -> PathBuf {
         self.server.share().join(name)
+    }
+
+    /// How many requests the kernel has sent.
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
     }
 
     pub fn largest_request(&self) -> usize {
@@ -142,13 +154,13 @@ impl Drop for Mounted {
 }
 
 /// Passes requests of the kernel to the server and replies back, until either side ends.
-fn relay(device: File, socket: Arc<OwnedFd>, largest: Arc<AtomicUsize>) {
+fn relay(device: File, socket: Arc<OwnedFd>, count: impl Fn(usize) + Send + 'static) {
     let device = Arc::new(device);
     let (requests, server) = (Arc::clone(&device), Arc::clone(&socket));
     thread::spawn(move || {
         let mut packet = vec![0; 2 << 20];
         while let Ok(length @ 1..) = (&*requests).read(&mut packet) {
-            largest.fetch_max(length, Ordering::Relaxed);
+            count(length);
             if send(server.as_raw_fd(), &packet[..length], MsgFlags::MSG_NOSIGNAL).is_err() {
                 break;
             }
