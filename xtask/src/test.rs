@@ -2,7 +2,7 @@
 
 use crate::installed::Payload;
 use crate::suite::{self, Report};
-use crate::{check, node_image, run};
+use crate::{check, run};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use node_vm::Edition;
@@ -32,11 +32,6 @@ pub fn test(options: &Options) -> Result<ExitCode> {
     let payload = Payload::new(None)?;
     payload.add(suite::PROGRAM, &suite::build()?)?;
     let editions = options.edition.map_or(Edition::ALL.to_vec(), |edition| vec![edition]);
-    // One after another: each of these uses all processors, and the two share the test images.
-    for edition in &editions {
-        node_image::seeded(*edition)?;
-    }
-
     let reports = run_editions(&editions, &payload, options.filter.as_deref());
     let mut good = true;
     for (edition, report) in editions.iter().zip(reports) {
@@ -55,7 +50,7 @@ pub fn test(options: &Options) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Side by side: a node leaves a processor idle while its containers boot one at a time.
+/// Side by side: a node leaves a processor idle while its containers boot one at a time, and so does making its image.
 fn run_editions(editions: &[Edition], payload: &Payload, filter: Option<&str>) -> Vec<Result<Report>> {
     let terminal = Mutex::new(std::io::stderr());
     std::thread::scope(|scope| {
