@@ -29,7 +29,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// `reboot=t`: a triple fault is the one way out of a machine without firmware. `panic=-1`: a guest that panicked
 /// helps nobody by waiting.
 const COMMAND_LINE: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro init=/init \
-    reboot=t panic=-1 nomodule tsc=reliable cryptomgr.notests";
+    reboot=t panic=-1 tsc=reliable";
 const QUIET: &str = "console=hvc0 quiet 8250.nr_uarts=0";
 /// The last console is init's `/dev/console`, which the polled serial port cannot be.
 const DEBUG_SERIAL: &str = "earlyprintk=ttyS0,115200 8250.nr_uarts=1 console=ttyS0 console=hvc0";
