@@ -19,7 +19,7 @@ pub enum Device {
         read_only: bool,
     },
     Net {
-        /// A tap device with `IFF_VNET_HDR`.
+        /// A tap device with `IFF_VNET_HDR`, whose header length was not changed since it was made.
         tap: FdSlot,
         mac: [u8; 6],
         mtu: u16,
