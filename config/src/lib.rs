@@ -14,6 +14,9 @@ use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 /// Where the file is unless a runtime class names another.
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
 
+/// Runtime state of the node's pods; gone after a reboot. A pod's is in `pods/<namespace>/<id>` below it.
+pub const RUN_DIRECTORY: &str = "/run/bulkhead";
+
 /// User ids that VMMs run under, from [`Config::first_uid`] on.
 pub const UID_COUNT: u32 = 65_536;
 

@@ -108,6 +108,9 @@ fn files(layout: &Layout) -> Finding {
 
 fn config(layout: &Layout) -> Finding {
     let path = layout.config();
+    if !path.exists() {
+        return Ok("not there: every setting is at its default".into());
+    }
     bulkhead_config::Config::load(Some(&path)).map(|_| path.display().to_string()).map_err(|error| error.to_string())
 }
 

@@ -8,8 +8,8 @@ use crate::layout::{FILES, Layout, PREFIX, SHIM};
 use crate::record::Record;
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 
 /// `config.toml` for an operator to edit; every key stands at its default.
@@ -20,7 +20,18 @@ const CONFIG: &str = include_str!("config.toml");
 pub enum Step {
     Copy { from: PathBuf, to: PathBuf, mode: u32 },
     Link { from: PathBuf, to: PathBuf },
-    Write { path: PathBuf, text: String },
+    Write { path: PathBuf, text: String, access: Access },
+}
+
+/// Who may read a file that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody, for a file of ours.
+    Everybody,
+    /// Its owner: it may hold what containerd's configuration holds, such as a registry's password.
+    Owner,
+    /// Whoever could read it before; the owner alone if there was no such file.
+    AsBefore,
 }
 
 /// Installs the bundle that this executable is part of.
@@ -65,7 +76,7 @@ fn plan(bundle: &Path, layout: &Layout) -> Result<Vec<Step>> {
     let earlier = Record::load(layout)?;
     let mut record = earlier.clone().unwrap_or_default();
     if read(&layout.config())?.is_none() {
-        steps.push(Step::Write { path: layout.config(), text: CONFIG.into() });
+        steps.push(Step::Write { path: layout.config(), text: CONFIG.into(), access: Access::Everybody });
         record.config_written = Some(CONFIG.into());
     }
 
@@ -82,10 +93,10 @@ fn plan(bundle: &Path, layout: &Layout) -> Result<Vec<Step>> {
     }
     // The record comes first: what it describes can be undone even if the edit never happens.
     if earlier.as_ref() != Some(&record) {
-        steps.push(Step::Write { path: layout.record(), text: record.text() });
+        steps.push(Step::Write { path: layout.record(), text: record.text(), access: Access::Owner });
     }
     if edit {
-        steps.push(Step::Write { path, text: wanted });
+        steps.push(Step::Write { path, text: wanted, access: Access::AsBefore });
     }
     Ok(steps)
 }
@@ -105,12 +116,32 @@ fn carry_out(step: &Step) -> Result<()> {
             fs::set_permissions(scratch, fs::Permissions::from_mode(*mode))
         }),
         Step::Link { from, to } => replace(from, |scratch| symlink(to, scratch)),
-        Step::Write { path, text } => replace(path, |scratch| fs::write(scratch, text)),
+        Step::Write { path, text, access } => write(path, text, *access),
     }
 }
 
+/// Writes a file whole or not at all. A link is followed: the operator keeps the file elsewhere.
+pub fn write(path: &Path, text: &str, access: Access) -> Result<()> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let before = fs::metadata(&path).ok().filter(|_| access == Access::AsBefore);
+    let mode = match (access, &before) {
+        (Access::Everybody, _) => 0o644,
+        (_, Some(before)) => before.mode() & 0o777,
+        (_, None) => 0o600,
+    };
+    replace(&path, |scratch| {
+        // The mode comes with the file: nobody reads it in between.
+        let mut file = fs::File::options().write(true).create_new(true).mode(mode).open(scratch)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        if let Some(before) = &before {
+            fchown(&file, Some(before.uid()), Some(before.gid()))?;
+        }
+        file.write_all(text.as_bytes())
+    })
+}
+
 /// Puts a new file in place of `path`, whole or not at all.
-pub fn replace(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+fn replace(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let place = || format!("cannot write {}", path.display());
     let parent = path.parent().with_context(place)?;
     fs::create_dir_all(parent).with_context(place)?;

@@ -1,7 +1,7 @@
 //! Installation and removal in a scratch root.
 
 use super::*;
-use crate::uninstall::uninstall_from;
+use crate::uninstall::{uninstall, uninstall_from};
 use tempfile::TempDir;
 
 const CONTAINERD: &str = "version = 2\n# kept\n[debug]\n  level = \"info\"\n";
@@ -131,4 +131,41 @@ fn file_modes_are_those_of_the_bundle_list() {
     node.install();
     let mode = |name| fs::metadata(node.layout().installed(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("bin/bulkhead-vmm"), mode("share/vmlinux")), (0o755, 0o644));
+}
+
+#[test]
+fn what_containerd_keeps_secret_stays_secret() {
+    let node = Node::new().with_containerd(CONTAINERD);
+    let path = node.layout().containerd_config();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    node.install();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&node.layout().record())), (0o600, 0o600));
+    uninstall_from(&node.layout(), false).unwrap();
+    assert_eq!((mode(&path), node.containerd().unwrap().as_str()), (0o600, CONTAINERD));
+}
+
+#[test]
+fn a_configuration_kept_elsewhere_is_edited_there() {
+    let node = Node::new().with_containerd(CONTAINERD);
+    let (link, file) = (node.layout().containerd_config(), node.scratch.path().join("elsewhere.toml"));
+    fs::rename(&link, &file).unwrap();
+    symlink(&file, &link).unwrap();
+    node.install();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(fs::read_to_string(&file).unwrap().contains("bulkhead"));
+}
+
+#[test]
+fn uninstall_refuses_while_a_pod_runs() {
+    let node = Node::new().with_containerd(CONTAINERD);
+    node.install();
+    let pod = node.layout().at(bulkhead_config::RUN_DIRECTORY).join("pods/default/web");
+    fs::create_dir_all(&pod).unwrap();
+    fs::write(pod.join("state.json"), "{}").unwrap();
+    let error = uninstall(&node.layout(), false).unwrap_err().to_string();
+    assert!(error.contains("remove them first"), "{error}");
+    assert_eq!(node.plan(), []);
+    fs::remove_dir_all(&pod).unwrap();
+    uninstall(&node.layout(), false).unwrap();
 }

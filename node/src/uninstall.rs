@@ -1,7 +1,7 @@
 //! `bulkhead uninstall`: removes what is ours and restores what we changed.
 
 use crate::containerd;
-use crate::install::{read, replace};
+use crate::install::{Access, read, write};
 use crate::layout::{Layout, PREFIX, SHIM};
 use crate::record::Record;
 use anyhow::{Context, Result, bail};
@@ -13,7 +13,8 @@ use std::path::Path;
 pub fn uninstall(layout: &Layout, dry_run: bool) -> Result<()> {
     let running = running_pods(layout);
     if running > 0 && !dry_run {
-        bail!("{running} pods still run on this node: remove them first");
+        let pods = if running == 1 { "a pod still runs" } else { "pods still run" };
+        bail!("{pods} on this node ({running} in all): remove them first");
     }
     uninstall_from(layout, dry_run)
 }
@@ -31,9 +32,7 @@ pub fn uninstall_from(layout: &Layout, dry_run: bool) -> Result<()> {
     let path = layout.containerd_config();
     match restored(&record, read(&path)?).with_context(|| path.display().to_string())? {
         Restored::Unchanged => {}
-        Restored::Text(text) => {
-            act(format!("restore {}", path.display()), &|| replace(&path, |scratch| fs::write(scratch, &text)))?
-        }
+        Restored::Text(text) => act(format!("restore {}", path.display()), &|| write(&path, &text, Access::AsBefore))?,
         Restored::Absent => act(format!("remove {}", path.display()), &|| remove_file(&path))?,
     }
 
@@ -90,11 +89,11 @@ fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Sandboxes that have recorded state: `/run/bulkhead/<namespace>/<id>/state.json`.
+/// Pods that have recorded state on the node.
 fn running_pods(layout: &Layout) -> usize {
     let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries(&layout.at("/run/bulkhead"))
+    entries(&layout.at(bulkhead_config::RUN_DIRECTORY).join("pods"))
         .flat_map(|namespace| entries(&namespace).collect::<Vec<_>>())
-        .filter(|sandbox| sandbox.join("state.json").exists())
+        .filter(|pod| pod.join("state.json").exists())
         .count()
 }

@@ -6,6 +6,7 @@ mod faults;
 mod hot_plug;
 mod isolation;
 mod lifecycle;
+mod operator;
 mod streams;
 mod workloads;
 
