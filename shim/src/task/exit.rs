@@ -24,6 +24,9 @@ const EXECS_LIMIT: Duration = Duration::from_secs(5);
 /// Between a broken connection to the guest and the news that the microVM is gone.
 const NEWS_LIMIT: Duration = Duration::from_secs(1);
 
+/// From the end of a container's first process until it is told.
+pub const TELL_LIMIT: Duration = INIT_DRAIN.saturating_add(EXECS_LIMIT);
+
 /// Follows a process to its end, in the background.
 pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>, container: &Arc<Container>, process: &Arc<Process>) {
     let (pod, vm, container, process) = (pod.clone(), vm.clone(), container.clone(), process.clone());

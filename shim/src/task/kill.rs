@@ -1,19 +1,26 @@
-//! `Kill`: sends a signal. A guest that does not deliver SIGKILL loses its microVM.
+//! `Kill`: sends a signal. A guest in which a container outlives its SIGKILL loses its microVM, whatever it says.
 
+use super::container::Process;
 use super::exit;
 use super::pod::Pod;
 use super::process::{Exit, Phase, Question, Refusal};
+use super::vm::MicroVm;
 use crate::error::TaskError;
 use crate::sandbox::AgentError;
 use agent_protocol::agent::SignalRequest;
 use containerd_shim_protos::api::KillRequest;
 use containerd_shim_protos::types::empty::Empty;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 
 const SIGKILL: u32 = 9;
 
 /// Linux's highest, `SIGRTMAX`.
 const MAX_SIGNAL: u32 = 64;
+
+/// For the guest to end a container that got SIGKILL. Telling the end has a bound of its own.
+const DEATH_LIMIT: Duration = Duration::from_secs(10);
 
 pub async fn kill(pod: Arc<Pod>, request: KillRequest) -> Result<Empty, TaskError> {
     let (container, process) = pod.process(&request.id, &request.exec_id)?;
@@ -40,11 +47,27 @@ pub async fn kill(pod: Arc<Pod>, request: KillRequest) -> Result<Empty, TaskErro
         all: request.all,
         ..Default::default()
     };
-    match vm.agent().signal(&signal).await {
-        Err(AgentError::Deadline { .. } | AgentError::Broken { .. }) if request.signal == SIGKILL => {
+    let answer = vm.agent().signal(&signal).await;
+    // A microVM is too much to lose for an added process: it goes with its container at the latest.
+    if request.signal != SIGKILL || process.exec.is_some() {
+        return Ok(answer.map(|_| Empty::new())?);
+    }
+    match answer {
+        Err(AgentError::Deadline { .. } | AgentError::Broken { .. }) => {
             vm.kill("its guest did not answer a kill");
             Ok(Empty::new())
         }
-        result => Ok(result.map(|_| Empty::new())?),
+        // The guest may say anything, and do nothing.
+        answer => {
+            tokio::spawn(enforce(vm, process));
+            Ok(answer.map(|_| Empty::new())?)
+        }
+    }
+}
+
+/// Ends the microVM unless the process ends by itself.
+async fn enforce(vm: Arc<dyn MicroVm>, process: Arc<Process>) {
+    if timeout(DEATH_LIMIT + exit::TELL_LIMIT, process.ended()).await.is_err() {
+        vm.kill("a container in it outlived SIGKILL");
     }
 }

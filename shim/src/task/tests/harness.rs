@@ -39,6 +39,10 @@ pub struct Guest {
     pub calls: Mutex<Vec<String>>,
     pub attach_fails: AtomicBool,
     pub create_fails: AtomicBool,
+    /// Signals are acknowledged and not delivered.
+    pub ignores_signals: AtomicBool,
+    /// Signals end with the deadline that the guest claims to have had.
+    pub signals_time_out: AtomicBool,
     pub oom: tokio::sync::Notify,
     /// Boot waits for this.
     pub may_boot: tokio::sync::Semaphore,
@@ -54,6 +58,8 @@ impl Guest {
             calls: Mutex::default(),
             attach_fails: AtomicBool::default(),
             create_fails: AtomicBool::default(),
+            ignores_signals: AtomicBool::default(),
+            signals_time_out: AtomicBool::default(),
             oom: tokio::sync::Notify::new(),
             may_boot: tokio::sync::Semaphore::new(1),
             destroyed: AtomicBool::default(),
@@ -71,6 +77,10 @@ impl Guest {
 
     pub fn lose_vm(&self) {
         self.stopped.send_replace(Some("killed".to_owned()));
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.stopped.borrow().is_some()
     }
 
     pub fn called(&self, call: &str) -> bool {
@@ -118,7 +128,12 @@ impl AgentService for FakeAgent {
     }
 
     async fn signal(&self, _: &TtrpcContext, request: guest::SignalRequest) -> ttrpc::Result<guest::Empty> {
-        self.0.end(&format!("{}/{}", request.container_id, request.exec_id), 128 + request.signal);
+        if self.0.signals_time_out.load(Ordering::Relaxed) {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "slow")));
+        }
+        if !self.0.ignores_signals.load(Ordering::Relaxed) {
+            self.0.end(&format!("{}/{}", request.container_id, request.exec_id), 128 + request.signal);
+        }
         Ok(guest::Empty::new())
     }
 

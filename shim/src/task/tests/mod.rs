@@ -269,3 +269,30 @@ async fn running_out_of_memory_is_told() {
     bench.guest.oom.notify_one();
     assert_eq!(bench.events(1).await, ["oom"]);
 }
+
+#[tokio::test]
+async fn a_container_that_outlives_sigkill_takes_its_microvm_with_it() {
+    let bench = Bench::new().await;
+    bench.run("web").await;
+    bench.guest.ignores_signals.store(true, Ordering::Relaxed);
+    bench.kill("web", "", 15).await.unwrap();
+    bench.kill("web", "", 9).await.unwrap();
+    assert_eq!(bench.state("web").await.unwrap().status(), Status::RUNNING);
+    let web = bench.pod.container("web").unwrap();
+    tokio::time::pause();
+    assert_eq!(web.init.ended().await.status, 137);
+    assert!(bench.guest.is_lost());
+}
+
+#[tokio::test]
+async fn a_slow_kill_of_an_added_process_does_not_cost_the_pod() {
+    let bench = Bench::new().await;
+    bench.run("web").await;
+    bench.exec("web", "e1").await.unwrap();
+    bench.start("web", "e1").await.unwrap();
+    bench.guest.signals_time_out.store(true, Ordering::Relaxed);
+    assert_eq!(code(bench.kill("web", "e1", 9).await), Code::DEADLINE_EXCEEDED);
+    assert!(!bench.guest.is_lost());
+    bench.kill("web", "", 9).await.unwrap();
+    assert!(bench.guest.is_lost(), "its container's kill is enforced");
+}
