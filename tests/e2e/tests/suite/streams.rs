@@ -1,13 +1,13 @@
 //! stdin, stdout, stderr and terminals.
 
 use e2e::terminal::Terminal;
-use e2e::{BUSYBOX, Container, noise, sha256};
+use e2e::{BUSYBOX, Container, Running, noise, sha256};
 
 crate::for_each_snapshotter!(
     output_is_byte_exact,
     input_reaches_a_command_up_to_its_end,
     a_terminal_follows_the_size_of_its_window,
-    twenty_execs_at_once_each_get_their_own_output,
+    execs_have_streams_of_their_own,
 );
 
 /// 8 MiB of noise on stdout while its checksum goes to stderr.
@@ -22,11 +22,15 @@ fn input_reaches_a_command_up_to_its_end(snapshotter: &str) {
     let input = noise(1 << 20);
     let finished = Container::new(BUSYBOX, snapshotter).command(&["/bin/sha256sum"]).run_with_input(&input).success();
     assert_eq!(finished.stdout().split_whitespace().next(), Some(sha256(&input).as_str()));
+}
 
+fn execs_have_streams_of_their_own(snapshotter: &str) {
     let running = Container::new(BUSYBOX, snapshotter).command(&["/bin/sleep", "3600"]).start();
+    let input = noise(1 << 20);
     let finished = running.exec_with_input(&["/bin/cat"], &input).success();
     assert!(finished.stdout == input, "{} bytes came back of {}", finished.stdout.len(), input.len());
     assert_eq!(running.exec(&["/bin/cat"]).success().stdout, b"");
+    twenty_execs_at_once_each_get_their_own_output(&running);
 }
 
 fn a_terminal_follows_the_size_of_its_window(snapshotter: &str) {
@@ -41,12 +45,10 @@ fn a_terminal_follows_the_size_of_its_window(snapshotter: &str) {
     assert_eq!(terminal.finish(), 7);
 }
 
-fn twenty_execs_at_once_each_get_their_own_output(snapshotter: &str) {
-    let running = Container::new(BUSYBOX, snapshotter).command(&["/bin/sleep", "3600"]).start();
+fn twenty_execs_at_once_each_get_their_own_output(running: &Running) {
     std::thread::scope(|scope| {
         let execs: Vec<_> = (0..20)
             .map(|number| {
-                let running = &running;
                 scope.spawn(move || running.shell(&format!("echo out-{number}; echo err-{number} >&2; exit {number}")))
             })
             .collect();
