@@ -109,9 +109,9 @@ async fn start(
     claim: Flock<File>,
 ) -> Result<Inner, SandboxError> {
     let directory = host.directory(&spec.id);
-    Record { cgroup: spec.cgroup.clone() }.write(&directory)?;
+    let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup, &spec.id);
+    Record { cgroup: spec.cgroup.clone(), made: cgroup.missing_parents() }.write(&directory)?;
     let uid = uid::allocate(&host.uids(), config.first_uid, &spec.id, &directory.owner())?;
-    let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup);
     cgroup.create()?;
 
     let vmm = Vmm::spawn(host, &cgroup)?;

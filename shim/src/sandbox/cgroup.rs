@@ -1,5 +1,10 @@
 //! The sandbox's cgroup on the node: what its VMM and file server use is charged here, and one write kills them all.
 //! cgroup v2 only.
+//!
+//! ```text
+//! <location>                       where the client wants the pod; it may exist, and hold others
+//! <location>/bulkhead:<ns>:<id>    the sandbox's processes; the only cgroup that is ever killed
+//! ```
 
 use super::SandboxError;
 use super::host::create_directories;
@@ -53,18 +58,40 @@ fn systemd_unit(prefix: &str, name: &str) -> String {
 pub(super) struct Cgroup {
     root: PathBuf,
     location: PathBuf,
+    /// No client can ask for a place of this name by accident, and no two sandboxes share one: names have no colon.
+    leaf: String,
+    /// What `ctr` calls the parent of its cgroups.
+    namespace: String,
 }
 
 impl Cgroup {
-    pub fn new(root: &Path, location: &Path) -> Self {
-        Self { root: root.to_owned(), location: location.to_owned() }
+    pub fn new(root: &Path, location: &Path, sandbox: &SandboxId) -> Self {
+        let SandboxId { namespace, id } = sandbox;
+        let leaf = format!("bulkhead:{namespace}:{id}");
+        Self { root: root.to_owned(), location: location.to_owned(), leaf, namespace: namespace.to_string() }
     }
 
     fn path(&self) -> PathBuf {
-        self.root.join(&self.location)
+        self.root.join(&self.location).join(&self.leaf)
     }
 
-    /// Fails when the cgroup already has processes: killing it must never hit someone else's.
+    #[cfg(test)]
+    pub fn location(&self) -> &Path {
+        &self.location
+    }
+
+    /// The parents that [`Self::create`] would make, the innermost first. Relative to the root.
+    pub fn missing_parents(&self) -> Vec<PathBuf> {
+        let missing = |parent: &&Path| !self.root.join(parent).exists();
+        self.parents().take_while(missing).map(Path::to_owned).collect()
+    }
+
+    /// The innermost first, without the root.
+    fn parents(&self) -> impl Iterator<Item = &Path> {
+        self.location.ancestors().take_while(|parent| !parent.as_os_str().is_empty())
+    }
+
+    /// Fails when the cgroup already has processes.
     pub fn create(&self) -> Result<(), SandboxError> {
         if !self.root.join("cgroup.controllers").exists() {
             return Err(SandboxError::NoCgroups(self.root.clone()));
@@ -78,7 +105,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Best effort: a node without a controller still runs pods.
+    /// Down to the location: what is used below it is charged to it. Best effort: a node without a controller still
+    /// runs pods, and so does a parent with processes of its own, which cannot have controllers for its children.
     fn delegate_controllers(&self) {
         let mut directory = self.root.clone();
         for component in self.location.components() {
@@ -122,30 +150,32 @@ impl Cgroup {
         }
     }
 
-    /// Removes the cgroup, and its parents up to the root when they are ours and empty.
-    pub fn remove(&self, sandbox: &SandboxId) -> Result<(), SandboxError> {
+    /// Removes the cgroup, and its parents up to the root when they are ours (`made` are, as [`Self::missing_parents`]
+    /// told) and empty.
+    pub fn remove(&self, made: &[PathBuf]) -> Result<(), SandboxError> {
         let path = self.path();
-        match std::fs::remove_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SandboxError::host("remove cgroup", &path.display())(error));
-            }
-            _ => {}
-        }
-        for parent in self.own_parents(sandbox) {
-            // Not empty: other sandboxes are in it, the last one removes it.
-            if std::fs::remove_dir(self.root.join(parent)).is_err() {
+        remove_directory(&path).map_err(SandboxError::host("remove cgroup", &path.display()))?;
+        for parent in self.own_parents(made) {
+            // In use by others: the last of our sandboxes removes it, or its owner.
+            if remove_directory(&self.root.join(parent)).is_err() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// The parents that no one but containerd's clients would have made: `/<namespace>/<id>` is what `ctr` asks for.
-    /// kubelet's and systemd's are not ours to remove.
-    fn own_parents(&self, sandbox: &SandboxId) -> Vec<&Path> {
-        let ours = |path: &Path| path.starts_with("bulkhead") || path == Path::new(sandbox.namespace.as_str());
-        let parents = self.location.ancestors().skip(1);
-        parents.take_while(|parent| !parent.as_os_str().is_empty() && ours(parent)).collect()
+    /// Those that this sandbox made, and those that it shares with others of ours: `/<namespace>/<id>` is what `ctr` asks
+    /// for. kubelet's and systemd's are not ours to remove.
+    fn own_parents(&self, made: &[PathBuf]) -> Vec<&Path> {
+        let named = |path: &Path| path.starts_with("bulkhead") || path == Path::new(&self.namespace);
+        self.parents().take_while(|parent| named(parent) || made.iter().any(|path| path == parent)).collect()
+    }
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 
@@ -182,30 +212,47 @@ mod tests {
         }
     }
 
+    fn cgroup(root: &Path, location: &str) -> Cgroup {
+        Cgroup::new(root, Path::new(location), &sandbox())
+    }
+
     #[test]
-    fn only_parents_that_ctr_made_are_removed() {
-        let parents = |location: &str| {
-            let cgroup = Cgroup::new(Path::new("/sys/fs/cgroup"), Path::new(location));
-            cgroup.own_parents(&sandbox()).iter().map(|path| path.display().to_string()).collect::<Vec<_>>()
+    fn only_parents_that_exist_because_of_us_are_removed() {
+        let parents = |location: &str, made: &[&str]| {
+            let made: Vec<_> = made.iter().map(PathBuf::from).collect();
+            let cgroup = cgroup(Path::new("/sys/fs/cgroup"), location);
+            cgroup.own_parents(&made).iter().map(|path| path.display().to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(parents("default/pod"), ["default"]);
-        assert_eq!(parents("bulkhead/default/pod"), ["bulkhead/default", "bulkhead"]);
-        assert_eq!(parents("kubepods/burstable/pod1/c1"), [""; 0]);
-        assert_eq!(parents("pod"), [""; 0]);
+        assert_eq!(parents("default/pod", &["default/pod"]), ["default/pod", "default"]);
+        assert_eq!(parents("bulkhead/default/pod", &[]), ["bulkhead/default/pod", "bulkhead/default", "bulkhead"]);
+        assert_eq!(parents("kubepods/pod1/c1", &["kubepods/pod1/c1"]), ["kubepods/pod1/c1"]);
+        assert_eq!(parents("a/b", &["a/b", "a"]), ["a/b", "a"]);
+        assert_eq!(parents("system.slice", &[]), [""; 0]);
+    }
+
+    #[test]
+    fn missing_parents_are_those_that_creation_makes() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("cgroup.controllers"), "").unwrap();
+        std::fs::create_dir(root.path().join("a")).unwrap();
+        let cgroup = cgroup(root.path(), "a/b/c");
+        assert_eq!(cgroup.missing_parents(), ["a/b/c", "a/b"].map(PathBuf::from));
+        cgroup.create().unwrap();
+        assert!(cgroup.missing_parents().is_empty());
     }
 
     #[test]
     fn a_node_without_cgroup_v2_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let error = Cgroup::new(root.path(), Path::new("default/pod")).create().unwrap_err();
+        let error = cgroup(root.path(), "default/pod").create().unwrap_err();
         assert!(error.to_string().starts_with("cgroup v2 is not mounted at "), "{error}");
     }
 
     #[test]
     fn a_cgroup_that_is_gone_can_be_killed_and_removed() {
         let root = tempfile::tempdir().unwrap();
-        let cgroup = Cgroup::new(root.path(), Path::new("default/pod"));
+        let cgroup = cgroup(root.path(), "default/pod");
         cgroup.kill(Duration::ZERO).unwrap();
-        cgroup.remove(&sandbox()).unwrap();
+        cgroup.remove(&[]).unwrap();
     }
 }

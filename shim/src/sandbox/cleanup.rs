@@ -20,11 +20,11 @@ pub(super) fn cleanup_on(host: &Host, sandbox: &SandboxId) -> Result<(), Sandbox
     }
     // Without a record nothing was made but the directory.
     let record = Record::read(&directory)?;
-    let cgroup = record.map(|record| Cgroup::new(&host.cgroups, &record.cgroup));
     // Processes first: nobody uses the mounts and the user id after that.
-    if let Some(cgroup) = &cgroup {
+    if let Some(record) = &record {
+        let cgroup = Cgroup::new(&host.cgroups, &record.cgroup, sandbox);
         cgroup.kill(KILL)?;
-        cgroup.remove(sandbox)?;
+        cgroup.remove(&record.made)?;
     }
     unmount_all(&directory.share()).map_err(SandboxError::host("unmount", &directory.share().display()))?;
     uid::release(&host.uids(), sandbox)?;
@@ -59,7 +59,7 @@ mod tests {
             let directory = host.directory(&id);
             let make: [&dyn Fn(); 4] = [
                 &|| fs::create_dir_all(&directory.path).unwrap(),
-                &|| Record { cgroup: "ns/pod".into() }.write(&directory).unwrap(),
+                &|| Record { cgroup: "ns/pod".into(), made: Vec::new() }.write(&directory).unwrap(),
                 &|| assert_eq!(uid::allocate(&host.uids(), 7, &id, &directory.owner()).unwrap(), 7),
                 &|| fs::create_dir_all(directory.tree().join("web/rootfs")).unwrap(),
             ];

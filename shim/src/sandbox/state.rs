@@ -13,8 +13,10 @@ const MAX_LENGTH: u64 = 16 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// Relative to the root of the cgroup hierarchy.
+    /// Where the sandbox's cgroup is, relative to the root of the hierarchy. Its name follows from the sandbox's.
     pub cgroup: PathBuf,
+    /// What of that path exists because of the sandbox.
+    pub made: Vec<PathBuf>,
 }
 
 impl Record {
@@ -62,7 +64,7 @@ mod tests {
     fn a_record_survives_a_round_trip() {
         let root = tempfile::tempdir().unwrap();
         let directory = directory(&root);
-        let record = Record { cgroup: "default/pod".into() };
+        let record = Record { cgroup: "default/pod".into(), made: vec!["default/pod".into()] };
         record.write(&directory).unwrap();
         assert_eq!(Record::read(&directory).unwrap(), Some(record));
     }

@@ -1,18 +1,25 @@
+use super::super::id::SandboxId;
 use super::*;
 use nix::sys::socket::{MsgFlags, recv};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A cgroup of this test alone, when this is root on a machine with cgroup v2.
-fn cgroup(name: &str) -> Option<Cgroup> {
+/// The cgroup hierarchy, when this is root on a machine with cgroup v2.
+fn hierarchy() -> Option<PathBuf> {
     let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
     let root = roots.into_iter().find(|root| root.join("cgroup.controllers").exists());
-    let Some(root) = root.filter(|_| nix::unistd::geteuid().is_root()) else {
+    let root = root.filter(|_| nix::unistd::geteuid().is_root());
+    if root.is_none() {
         eprintln!("SKIPPED: needs root and cgroup v2");
-        return None;
-    };
-    let cgroup = Cgroup::new(&root, Path::new(&format!("bulkhead-test/{}-{name}", std::process::id())));
+    }
+    root
+}
+
+/// A cgroup of this test alone.
+fn cgroup(name: &str) -> Option<Cgroup> {
+    let location = format!("bulkhead-test/{}-{name}", std::process::id());
+    let cgroup = Cgroup::new(&hierarchy()?, Path::new(&location), &SandboxId::test("bulkhead-test", name));
     cgroup.create().unwrap();
     Some(cgroup)
 }
@@ -30,7 +37,8 @@ async fn ended(process: &Process) -> String {
 
 fn remove(cgroup: &Cgroup) {
     cgroup.kill(Duration::from_secs(3)).unwrap();
-    cgroup.remove(&super::super::id::SandboxId::test("bulkhead-test", "x")).unwrap();
+    let made = cgroup.location().to_owned();
+    cgroup.remove(&[made]).unwrap();
 }
 
 #[tokio::test]
@@ -95,4 +103,24 @@ async fn a_cgroup_in_use_is_not_taken_over() {
     let (_process, _socket) = spawn("sleep 1000", &cgroup);
     assert!(cgroup.create().unwrap_err().to_string().ends_with("is in use by other processes"));
     remove(&cgroup);
+}
+
+#[tokio::test]
+async fn the_processes_of_others_at_the_location_survive() {
+    let Some(theirs) = cgroup("theirs") else { return };
+    let (process, _socket) = spawn("sleep 1000", &theirs);
+    // The client names a cgroup that is in use: that of the other sandbox, and the one around it.
+    let sandbox = SandboxId::test("bulkhead-test", "ours");
+    for location in [theirs.location().to_owned(), theirs.location().join("bulkhead:bulkhead-test:theirs")] {
+        let ours = Cgroup::new(&hierarchy().unwrap(), &location, &sandbox);
+        let made = ours.missing_parents();
+        ours.create().unwrap();
+        let (own, _socket) = spawn("sleep 1000", &ours);
+        ours.kill(Duration::from_secs(3)).unwrap();
+        ended(&own).await;
+        ours.remove(&made).unwrap();
+        assert!(process.ended().borrow().is_none());
+    }
+    assert!(theirs.create().is_err(), "it still has its process");
+    remove(&theirs);
 }
