@@ -8,10 +8,8 @@ use containerd_shim_protos::types::empty::Empty;
 pub fn close_io(pod: &Pod, request: &CloseIORequest) -> Result<Empty, TaskError> {
     let (_, process) = pod.process(&request.id, &request.exec_id)?;
     // Outputs are not the client's to close.
-    if request.stdin
-        && let Some(copies) = process.copies()
-    {
-        copies.close_stdin();
+    if request.stdin {
+        process.close_stdin();
     }
     Ok(Empty::new())
 }

@@ -5,7 +5,7 @@ use super::process::{Change, Exit, Phase, Question};
 use crate::bundle::Role;
 use crate::error::TaskError;
 use crate::identifier::Identifier;
-use crate::stdio::{Copies, Stdio};
+use crate::stdio::{Copies, Stdio, StdioError};
 use agent_protocol::agent::ProcessRequest;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -34,6 +34,8 @@ pub struct Process {
     pub stdio: Stdio,
     phase: watch::Sender<Phase>,
     copies: Mutex<Option<Arc<Copies>>>,
+    /// By the client, maybe before there is anything to copy.
+    stdin_closed: AtomicBool,
     deleting: AtomicBool,
 }
 
@@ -86,7 +88,8 @@ impl Container {
 impl Process {
     fn new(container: Identifier, exec: Option<Identifier>, stdio: Stdio) -> Self {
         let phase = watch::Sender::new(Phase::Created);
-        Self { container, exec, stdio, phase, copies: Mutex::default(), deleting: AtomicBool::new(false) }
+        let (copies, stdin_closed, deleting) = Default::default();
+        Self { container, exec, stdio, phase, copies, stdin_closed, deleting }
     }
 
     pub fn phase(&self) -> Phase {
@@ -145,6 +148,24 @@ impl Process {
 
     pub fn copies(&self) -> Option<Arc<Copies>> {
         lock(&self.copies).clone()
+    }
+
+    /// Begins to copy stdin. Closed before, it is at its end when the clients that have it open by now are.
+    pub fn begin_input(&self) -> Result<(), StdioError> {
+        let Some(copies) = self.copies() else { return Ok(()) };
+        copies.begin_input()?;
+        // After the copying has begun: `close_stdin` sets the flag first, so one of the two sees the other.
+        if self.stdin_closed.load(Ordering::SeqCst) {
+            copies.close_stdin();
+        }
+        Ok(())
+    }
+
+    pub fn close_stdin(&self) {
+        self.stdin_closed.store(true, Ordering::SeqCst);
+        if let Some(copies) = self.copies() {
+            copies.close_stdin();
+        }
     }
 
     /// Whether the caller is the one to delete it: others come too late.

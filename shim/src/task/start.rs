@@ -46,9 +46,7 @@ async fn run(pod: &Pod, vm: &dyn MicroVm, container: &Container, process: &Proce
         let copies = opened.connect(&hello, |hello| async move { vm.open_stream(&hello).await }).await?;
         process.set_copies(copies);
     }
-    if let Some(copies) = process.copies() {
-        copies.begin_input()?;
-    }
+    process.begin_input()?;
     vm.agent().start(&process.request()).await?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::identifier::Identifier;
 use crate::sandbox::{Agent, Attached, ContainerPlan, SandboxError, SandboxSpec};
 use agent_protocol::agent::{self as guest, create_container_request::Rootfs};
 use agent_protocol::agent_ttrpc::{Agent as AgentService, create_agent};
-use agent_protocol::stream::{Frame, Hello};
+use agent_protocol::stream::{Frame, HEADER, Hello};
 use async_trait::async_trait;
 use bulkhead_config::Config;
 use containerd_shim_protos::api::{self, ForwardRequest};
@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use ttrpc::r#async::{Server, TtrpcContext};
@@ -328,6 +328,10 @@ impl Bench {
     }
 
     pub async fn exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<Empty> {
+        self.exec_with_stdin(id, exec_id, "").await
+    }
+
+    pub async fn exec_with_stdin(&self, id: &str, exec_id: &str, stdin: &str) -> ttrpc::Result<Empty> {
         let spec = containerd_shim_protos::protobuf::well_known_types::any::Any {
             value: br#"{"args":["true"],"cwd":"/"}"#.to_vec(),
             ..Default::default()
@@ -335,6 +339,7 @@ impl Bench {
         let request = api::ExecProcessRequest {
             id: id.into(),
             exec_id: exec_id.into(),
+            stdin: stdin.into(),
             spec: Some(spec).into(),
             ..Default::default()
         };
@@ -366,6 +371,26 @@ impl Bench {
 
     pub async fn is_over(&self) -> bool {
         tokio::time::timeout(Duration::from_millis(50), self.pod.over()).await.is_ok()
+    }
+
+    pub async fn close_stdin(&self, id: &str, exec_id: &str) {
+        let request = api::CloseIORequest { id: id.into(), exec_id: exec_id.into(), stdin: true, ..Default::default() };
+        self.client.close_io(soon(), &request).await.unwrap();
+    }
+
+    /// The next frame that the guest gets on a stream.
+    pub async fn input(&self, stream: &str) -> Frame {
+        let mut guest = self.guest.streams.lock().unwrap().remove(stream).unwrap();
+        let mut header = [0; HEADER];
+        tokio::time::timeout(Duration::from_secs(20), guest.read_exact(&mut header)).await.unwrap().unwrap();
+        Frame::decode(header).unwrap()
+    }
+
+    /// A new FIFO.
+    pub fn fifo(&self, name: &str) -> String {
+        let path = self.directory.path().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path.display().to_string()
     }
 
     /// Sends output from the guest, and its end if `end`.

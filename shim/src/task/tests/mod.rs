@@ -1,5 +1,6 @@
 mod harness;
 
+use agent_protocol::stream::Frame;
 use containerd_shim_protos::api::{self, Status};
 use harness::{Bench, code, soon};
 use std::sync::atomic::Ordering;
@@ -221,10 +222,8 @@ async fn the_guest_that_hangs_does_not_hang_what_the_shim_knows() {
 #[tokio::test]
 async fn the_exit_waits_for_the_output() {
     let bench = Bench::new().await;
-    let fifo = bench.directory.path().join("stdout");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let mut request = bench.request("web", "{}");
-    request.stdout = fifo.display().to_string();
+    request.stdout = bench.fifo("stdout");
     bench.client.create(soon(), &request).await.unwrap();
     bench.start("web", "").await.unwrap();
     assert_eq!(bench.state("web").await.unwrap().stdout, request.stdout);
@@ -295,4 +294,19 @@ async fn a_slow_kill_of_an_added_process_does_not_cost_the_pod() {
     assert!(!bench.guest.is_lost());
     bench.kill("web", "", 9).await.unwrap();
     assert!(bench.guest.is_lost(), "its container's kill is enforced");
+}
+
+#[tokio::test]
+async fn input_that_is_closed_before_the_start_ends_at_the_start() {
+    let bench = Bench::new().await;
+    let mut request = bench.request("web", "{}");
+    request.stdin = bench.fifo("stdin");
+    bench.client.create(soon(), &request).await.unwrap();
+    bench.close_stdin("web", "").await;
+    bench.start("web", "").await.unwrap();
+    assert_eq!(bench.input("web//Stdin").await, Frame::End);
+    bench.exec_with_stdin("web", "e1", &bench.fifo("exec-stdin")).await.unwrap();
+    bench.close_stdin("web", "e1").await;
+    bench.start("web", "e1").await.unwrap();
+    assert_eq!(bench.input("web/e1/Stdin").await, Frame::End);
 }
