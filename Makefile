@@ -1,5 +1,5 @@
 # The commands of the README and of CI. Each installs what is missing, then leaves the work to xtask.
-.PHONY: demo test kernel dist check clean setup
+.PHONY: demo test test-long kernel dist check clean setup
 
 # A container in its own microVM, started by containerd in a node VM.
 demo: setup
@@ -8,6 +8,10 @@ demo: setup
 # Everything: formatting, lints, unit tests, and the end-to-end suite in both node editions.
 test: setup
 	cargo xtask test
+
+# The end-to-end tests that take many minutes, in both node editions.
+test-long: setup
+	cargo xtask test --skip-unit --long --filter churn
 
 # The guest kernel; prints its path.
 kernel: setup
@@ -19,10 +23,7 @@ dist: setup
 
 # What needs no virtual machine.
 check: setup
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- --deny warnings
-	cargo xtask policy
-	cargo test --workspace --exclude e2e
+	cargo xtask check
 
 # Removes what this checkout built. The cache of kernels and images stays: ~/.cache/bulkhead.
 clean:

@@ -5,6 +5,7 @@
 
 use crate::run;
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use node_vm::{DEFAULT_DEADLINE, NodeVm};
 use std::fmt;
 use std::io::Write;
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 /// The suite's file name in `/shares/payload`.
 pub const PROGRAM: &str = "suite";
 
-/// In the node: the longest test starts fifty containers, at several seconds each under emulation.
-const TEST_SECONDS: u64 = 900;
+/// In the node: the longest test starts sixty containers, at several seconds each under emulation.
+const TEST_SECONDS: u64 = 1500;
 /// On the host: the node ends a test itself unless it is in trouble.
 const TEST_DEADLINE: Duration = Duration::from_secs(TEST_SECONDS + 120);
 
@@ -54,21 +55,33 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the tests whose name contains `filter`. An error means that the node is gone.
-pub fn run(node: &mut NodeVm, filter: Option<&str>, progress: &mut dyn Write) -> Result<Report> {
+/// Which tests to run.
+#[derive(Args)]
+pub struct Choice {
+    /// Only end-to-end tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Also the tests that take many minutes; they are counted as skipped otherwise.
+    #[arg(long)]
+    long: bool,
+}
+
+/// Runs the tests of `choice`. An error means that the node is gone.
+pub fn run(node: &mut NodeVm, choice: &Choice, progress: &mut dyn Write) -> Result<Report> {
     let mut listing = Vec::new();
     let script = format!("/shares/payload/{PROGRAM} --list --format terse");
     if node.run(&script, DEFAULT_DEADLINE, &mut listing)? != 0 {
         bail!("the suite cannot list its tests: {}", String::from_utf8_lossy(&listing));
     }
     let listing = String::from_utf8_lossy(&listing).into_owned();
-    let names: Vec<&str> = test_names(&listing).filter(|name| filter.is_none_or(|part| name.contains(part))).collect();
+    let names: Vec<&str> =
+        test_names(&listing).filter(|name| choice.filter.as_ref().is_none_or(|part| name.contains(part))).collect();
 
     let mut report = Report::default();
     for (position, name) in names.iter().enumerate() {
         let started = Instant::now();
         let mut output = Vec::new();
-        let result = node.run(&test_script(name), TEST_DEADLINE, &mut output);
+        let result = node.run(&test_script(name, choice.long), TEST_DEADLINE, &mut output);
         let output = String::from_utf8_lossy(&output);
         let outcome = match result {
             Ok(code) => outcome(code, &output),
@@ -123,13 +136,14 @@ fn outcome(code: i32, output: &str) -> Outcome {
 }
 
 /// Runs one test. What it leaves in its artifacts directory stays only if it failed.
-fn test_script(name: &str) -> String {
+fn test_script(name: &str, long: bool) -> String {
+    let ignored = if long { "--include-ignored" } else { "" };
     let directory = format!("/artifacts/failed/{}", name.replace("::", "."));
     format!(
         "directory={directory}
         mkdir -p $directory
         logged=$(stat -c %s /artifacts/containerd.log)
-        timeout --kill-after=10 {TEST_SECONDS} /shares/payload/{PROGRAM} --exact {name} --nocapture \
+        timeout --kill-after=10 {TEST_SECONDS} /shares/payload/{PROGRAM} --exact {name} --nocapture {ignored} \
             >$directory/output.log 2>&1
         code=$?
         cat $directory/output.log

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: checks, then the end-to-end suite in a node of each edition.
 
 use crate::installed::Payload;
-use crate::suite::{self, Report};
+use crate::suite::{self, Choice, Report};
 use crate::{check, run};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
@@ -16,9 +16,8 @@ pub struct Options {
     /// Only this edition of node: trixie or forky.
     #[arg(long)]
     edition: Option<Edition>,
-    /// Only end-to-end tests whose name contains this.
-    #[arg(long)]
-    filter: Option<String>,
+    #[command(flatten)]
+    choice: Choice,
     /// Leaves out formatting, lints, policy and unit tests.
     #[arg(long)]
     skip_unit: bool,
@@ -32,7 +31,7 @@ pub fn test(options: &Options) -> Result<ExitCode> {
     let payload = Payload::new(None)?;
     payload.add(suite::PROGRAM, &suite::build()?)?;
     let editions = options.edition.map_or(Edition::ALL.to_vec(), |edition| vec![edition]);
-    let reports = run_editions(&editions, &payload, options.filter.as_deref());
+    let reports = run_editions(&editions, &payload, &options.choice);
     let mut good = true;
     for (edition, report) in editions.iter().zip(reports) {
         match report {
@@ -51,13 +50,13 @@ pub fn test(options: &Options) -> Result<ExitCode> {
 }
 
 /// Side by side: a node leaves a processor idle while its containers boot one at a time, and so does making its image.
-fn run_editions(editions: &[Edition], payload: &Payload, filter: Option<&str>) -> Vec<Result<Report>> {
+fn run_editions(editions: &[Edition], payload: &Payload, choice: &Choice) -> Vec<Result<Report>> {
     let terminal = Mutex::new(std::io::stderr());
     std::thread::scope(|scope| {
         let start = |edition: &Edition| {
             let edition = *edition;
             let terminal = &terminal;
-            scope.spawn(move || run_edition(edition, payload, filter, terminal))
+            scope.spawn(move || run_edition(edition, payload, choice, terminal))
         };
         let threads: Vec<_> = editions.iter().map(start).collect();
         let join = |thread: std::thread::ScopedJoinHandle<Result<Report>>| {
@@ -70,7 +69,7 @@ fn run_editions(editions: &[Edition], payload: &Payload, filter: Option<&str>) -
 fn run_edition(
     edition: Edition,
     payload: &Payload,
-    filter: Option<&str>,
+    choice: &Choice,
     terminal: &Mutex<std::io::Stderr>,
 ) -> Result<Report> {
     let artifacts = run::workspace().join(format!("target/test-artifacts/{edition}"));
@@ -79,7 +78,7 @@ fn run_edition(
     }
     let mut progress = PrefixedLines { prefix: format!("{edition} | "), line: Vec::new(), terminal };
     let mut node = payload.start(edition, &artifacts, Ok, &mut progress)?;
-    let report = suite::run(&mut node, filter, &mut progress);
+    let report = suite::run(&mut node, choice, &mut progress);
     // A node that died has said so already.
     if report.is_ok() {
         node.power_off()?;
