@@ -110,6 +110,8 @@ pub struct Copies {
     outputs: Mutex<Vec<AbortHandle>>,
     /// Outputs that have not ended.
     open: watch::Sender<usize>,
+    /// Sent to whenever output reached the node's end.
+    moved: watch::Sender<()>,
 }
 
 impl Default for Copies {
@@ -120,6 +122,7 @@ impl Default for Copies {
             input: Mutex::default(),
             outputs: Mutex::default(),
             open: watch::Sender::new(0),
+            moved: watch::Sender::new(()),
         }
     }
 }
@@ -142,10 +145,10 @@ impl Copies {
 
     fn start_output(&self, output: Output, stream: UnixStream) {
         self.open.send_modify(|open| *open += 1);
-        let ended = Ended(self.open.clone());
+        let (ended, moved) = (Ended(self.open.clone()), self.moved.clone());
         let task = tokio::spawn(async move {
             let _ended = ended;
-            if let Err(error) = output.copy(stream).await {
+            if let Err(error) = output.copy(stream, || moved.send_modify(|()| ())).await {
                 tracing::debug!(%error, "output ended early");
             }
         });
@@ -161,6 +164,18 @@ impl Copies {
     pub async fn drained(&self, limit: Duration) -> bool {
         let mut open = self.open.subscribe();
         tokio::time::timeout(limit, open.wait_for(|&open| open == 0)).await.is_ok()
+    }
+
+    /// The same, and gives up when nothing has moved for `quiet`: a slow reader gets all, an output that is held open
+    /// for nothing costs little.
+    pub async fn drained_while_moving(&self, quiet: Duration, limit: Duration) -> bool {
+        let mut moved = self.moved.subscribe();
+        // The sender lives as long as `self`.
+        let still = async { while tokio::time::timeout(quiet, moved.changed()).await.is_ok() {} };
+        tokio::select! {
+            drained = self.drained(limit) => drained,
+            () = still => false,
+        }
     }
 
     /// Stops reading stdin: nobody in the guest reads it any more.

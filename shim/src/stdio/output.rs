@@ -54,8 +54,9 @@ fn open_file(path: &Path) -> Result<File, StdioError> {
 }
 
 impl Output {
-    /// Copies until the channel's end. An error when the connection breaks without one.
-    pub async fn copy(mut self, mut stream: UnixStream) -> io::Result<()> {
+    /// Copies until the channel's end, and calls `moved` whenever bytes were taken. An error when the connection breaks
+    /// without an end.
+    pub async fn copy(mut self, mut stream: UnixStream, moved: impl Fn()) -> io::Result<()> {
         let mut buffer = Vec::new();
         loop {
             let mut header = [0; HEADER];
@@ -67,15 +68,23 @@ impl Output {
                 buffer.resize(length, 0);
             }
             stream.read_exact(&mut buffer[..length]).await?;
-            self.write(&buffer[..length]).await?;
+            self.write(&buffer[..length], &moved).await?;
         }
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Pipe(pipe) => pipe.write_all(bytes).await,
-            Self::File(file) => file.write_all(bytes).await,
+    async fn write(&mut self, mut bytes: &[u8], moved: impl Fn()) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let length = match self {
+                Self::Pipe(pipe) => pipe.write(bytes).await?,
+                Self::File(file) => file.write(bytes).await?,
+            };
+            if length == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            bytes = &bytes[length..];
+            moved();
         }
+        Ok(())
     }
 
     async fn finish(mut self) -> io::Result<()> {

@@ -89,6 +89,36 @@ async fn a_reader_that_stalls_is_bounded() {
 }
 
 #[tokio::test]
+async fn a_slow_reader_gets_all_and_an_idle_output_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(&directory, "out");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (copies, mut guest) = connect(open(&Stdio { stdout: text(&path), ..Default::default() }).unwrap()).await;
+    const LENGTH: usize = 50 * 4096;
+    let sender = tokio::spawn(async move {
+        for _ in 0..LENGTH / 4096 {
+            send(&mut guest, Frame::Data(4096), &[7; 4096]).await;
+        }
+        guest
+    });
+    let reading = tokio::spawn(async move {
+        let mut chunk = [0; 4096];
+        for _ in 0..LENGTH / chunk.len() {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            reader.read_exact(&mut chunk).await.unwrap();
+        }
+    });
+    // Its guest holds the output open, so it never drains. The pipe holds the last 16 chunks: nothing moves then.
+    let begun = std::time::Instant::now();
+    assert!(!copies.drained_while_moving(Duration::from_millis(500), SOON).await);
+    let took = begun.elapsed();
+    assert!(took > Duration::from_millis(1500) && took < SOON, "{took:?}");
+    reading.await.unwrap();
+    drop(sender.await.unwrap());
+    assert!(copies.drained_while_moving(Duration::from_millis(500), SOON).await);
+}
+
+#[tokio::test]
 async fn a_broken_connection_ends_the_output() {
     let directory = tempfile::tempdir().unwrap();
     let path = fifo(&directory, "out");

@@ -11,21 +11,23 @@ use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::topics::TASK_EXIT_EVENT_TOPIC;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-/// For output to reach the node after its process ended. An added process may leave children that hold its output
-/// open for good; with a container's first process all of them are gone.
-const EXEC_DRAIN: Duration = Duration::from_secs(2);
-const INIT_DRAIN: Duration = Duration::from_secs(10);
+/// For output to reach the node after its process ended.
+const DRAIN: Duration = Duration::from_secs(10);
 
-/// For the exits of added processes to be told after their container ended. Longer than `EXEC_DRAIN`.
-const EXECS_LIMIT: Duration = Duration::from_secs(5);
+/// Without any output, for an added process: it may leave children that hold its output open for good. With a
+/// container's first process all of them are gone.
+const EXEC_QUIET: Duration = Duration::from_secs(2);
+
+/// For the exits of added processes to be told after their container ended. Longer than `DRAIN`.
+const EXECS_LIMIT: Duration = Duration::from_secs(12);
 
 /// Between a broken connection to the guest and the news that the microVM is gone.
 const NEWS_LIMIT: Duration = Duration::from_secs(1);
 
 /// From the end of a container's first process until it is told.
-pub const TELL_LIMIT: Duration = INIT_DRAIN.saturating_add(EXECS_LIMIT);
+pub const TELL_LIMIT: Duration = EXECS_LIMIT.saturating_add(Duration::from_secs(1));
 
 /// Follows a process to its end, in the background.
 pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>, container: &Arc<Container>, process: &Arc<Process>) {
@@ -61,7 +63,7 @@ async fn end(vm: &dyn MicroVm, container: &Container, process: &Process) -> Exit
                 if timeout(NEWS_LIMIT, gone(vm)).await.is_err() {
                     tracing::error!(container = %container.id, %error, "the agent can't be waited for");
                     vm.kill("the agent stopped answering");
-                    let _ = timeout(EXECS_LIMIT, gone(vm)).await;
+                    let _ = timeout(NEWS_LIMIT, gone(vm)).await;
                 }
                 Exit::now(Exit::KILLED)
             }
@@ -77,6 +79,7 @@ async fn gone(vm: &dyn MicroVm) {
 }
 
 async fn report(pod: &Pod, container: &Container, process: &Process, exit: Exit) {
+    let execs_limit = Instant::now() + EXECS_LIMIT;
     drain(process).await;
     if process.exec.is_none() {
         let execs = container.execs();
@@ -86,7 +89,7 @@ async fn report(pod: &Pod, container: &Container, process: &Process, exit: Exit)
                 exec.ended().await;
             }
         };
-        if timeout(EXECS_LIMIT, all_told).await.is_err() {
+        if timeout_at(execs_limit, all_told).await.is_err() {
             for exec in running() {
                 tell(pod, container, exec, Exit::now(Exit::KILLED));
             }
@@ -101,8 +104,8 @@ async fn drain(process: &Process) {
     copies.stop_input();
     if process.exec.is_some() {
         // What stays open goes on until the process is deleted.
-        copies.drained(EXEC_DRAIN).await;
-    } else if !copies.drained(INIT_DRAIN).await {
+        copies.drained_while_moving(EXEC_QUIET, DRAIN).await;
+    } else if !copies.drained(DRAIN).await {
         tracing::warn!(container = %process.container, "output is not read: what is left of it is dropped");
         // Clients wait for the end of the output before they delete.
         copies.stop();
