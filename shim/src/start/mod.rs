@@ -68,16 +68,32 @@ pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u
         RuntimeOptions::from_any(&input.options)?.config()?;
         let socket = SocketPath::new(directory, &arguments.address, namespace, id);
         let failed = |source| StartError::Listen { path: socket.path().to_owned(), source };
-        if let Claim::Bound(listener) = socket.claim().map_err(failed)?
-            && let Err(error) = daemon::leave_behind(arguments, bundle, listener)
-        {
-            let _ = std::fs::remove_file(socket.path());
-            return Err(StartError::Daemon(error));
+        if let Claim::Bound(listener) = socket.claim().map_err(failed)? {
+            let daemon = || daemon::leave_behind(arguments, bundle, listener).map_err(StartError::Daemon);
+            serve(&socket, bundle, daemon)?;
+            return Ok(input.reply().encode(&socket.url()));
         }
         socket
     };
     write_address(bundle, &socket.url())?;
     Ok(input.reply().encode(&socket.url()))
+}
+
+/// Has the daemon serve a socket that was just bound. The daemon comes last: nobody would end it if something failed
+/// after it.
+fn serve(
+    socket: &SocketPath,
+    bundle: &Path,
+    leave_behind: impl FnOnce() -> Result<(), StartError>,
+) -> Result<(), StartError> {
+    let result = write_address(bundle, &socket.url()).and_then(|()| leave_behind());
+    if result.is_err() {
+        for path in [socket.path(), &bundle.join(ADDRESS_FILE)] {
+            // There may be none; the first error is the one to tell.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    result
 }
 
 /// Replaces the file at once: containerd may read it at any moment.
@@ -86,4 +102,43 @@ fn write_address(bundle: &Path, url: &str) -> Result<(), StartError> {
     let failed = |source| StartError::Write { path: path.clone(), source };
     std::fs::write(&new, url).map_err(failed)?;
     std::fs::rename(&new, &path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claimed(directory: &Path) -> (SocketPath, std::os::unix::net::UnixListener) {
+        let socket = SocketPath::new(directory, "/c.sock", &"default".parse().unwrap(), &"web".parse().unwrap());
+        let Claim::Bound(listener) = socket.claim().unwrap() else { panic!("nobody served it") };
+        (socket, listener)
+    }
+
+    #[test]
+    fn the_address_is_written_before_the_daemon_exists() {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, _listener) = claimed(directory.path());
+        let address = directory.path().join(ADDRESS_FILE);
+        serve(&socket, directory.path(), || {
+            assert_eq!(std::fs::read_to_string(&address).unwrap(), socket.url());
+            Ok(())
+        })
+        .unwrap();
+        assert!(socket.path().exists());
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_neither_daemon_nor_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, _listener) = claimed(directory.path());
+        let no_bundle = directory.path().join("none");
+        let result = serve(&socket, &no_bundle, || panic!("there is a daemon and no address"));
+        assert!(matches!(result, Err(StartError::Write { .. })));
+        assert!(!socket.path().exists());
+
+        let (socket, _listener) = claimed(directory.path());
+        let result = serve(&socket, directory.path(), || Err(StartError::Daemon(io::ErrorKind::OutOfMemory.into())));
+        assert!(matches!(result, Err(StartError::Daemon(_))));
+        assert!(!socket.path().exists() && !directory.path().join(ADDRESS_FILE).exists());
+    }
 }
