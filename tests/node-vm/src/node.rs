@@ -211,7 +211,7 @@ impl NodeVm {
         let text = std::fs::read(&self.console).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
         format!("the end of its console:\n{tail}")
     }
 }
