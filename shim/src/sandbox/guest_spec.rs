@@ -6,7 +6,7 @@
 use super::mount::TreeOptions;
 use super::oci::{Linux, Process, Spec, SpecMount};
 use super::spec::SpecError;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 /// Mount types that the guest's kernel provides by itself.
@@ -141,7 +141,7 @@ fn guest_linux(mut linux: Linux) -> Result<Linux, SpecError> {
     if let Some(device) = linux.devices.iter().find(|device| !GUEST_DEVICES.contains(&device.path.as_str())) {
         return unsupported(format!("device {} of the node cannot be used in a microVM", device.path));
     }
-    guest_resources(&mut linux)?;
+    guest_resources(&mut linux.resources)?;
     Ok(linux)
 }
 
@@ -166,19 +166,20 @@ fn check_namespaces(linux: &Linux) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn guest_resources(linux: &mut Linux) -> Result<(), SpecError> {
+/// The `linux.resources` of a container that is created or updated, as the guest is to see them.
+pub fn guest_resources(resources: &mut Map<String, Value>) -> Result<(), SpecError> {
     // Both name CPUs and memory nodes of the node, which the guest does not have.
-    if let Some(cpu) = linux.resources.get_mut("cpu").and_then(Value::as_object_mut) {
+    if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
         cpu.remove("cpus");
         cpu.remove("mems");
     }
-    let io = linux.resources.get("blockIO").and_then(Value::as_object).into_iter().flatten();
+    let io = resources.get("blockIO").and_then(Value::as_object).into_iter().flatten();
     let of_devices = |key: &str| key.starts_with("throttle") || key == "weightDevice";
     if io.into_iter().any(|(key, value)| of_devices(key) && is_set(value)) {
         return unsupported("block I/O limits name devices of the node and cannot be set in a microVM");
     }
     for (key, what) in [("rdma", "RDMA"), ("network", "net_cls and net_prio")] {
-        if linux.resources.get(key).is_some_and(is_set) {
+        if resources.get(key).is_some_and(is_set) {
             return unsupported(format!("{what} limits cannot be set in a microVM"));
         }
     }

@@ -35,7 +35,7 @@ mod vmm;
 pub use agent::{Agent, AgentError};
 pub use attach::ContainerPlan;
 pub use error::SandboxError;
-pub use guest_spec::guest_process;
+pub use guest_spec::{guest_process, guest_resources};
 pub use spec::{SandboxSpec, SpecError};
 
 use crate::identifier::Identifier;

@@ -2,6 +2,7 @@
 
 use super::pod::Pod;
 use crate::error::TaskError;
+use crate::sandbox::guest_resources;
 use agent_protocol::agent::UpdateRequest;
 use containerd_shim_protos::api::UpdateTaskRequest;
 use containerd_shim_protos::types::empty::Empty;
@@ -13,11 +14,11 @@ pub async fn update(pod: Arc<Pod>, request: UpdateTaskRequest) -> Result<Empty, 
         return Ok(Empty::new());
     }
     container.in_use()?;
-    let resources = request.resources.into_option().unwrap_or_default().value;
-    let object: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_slice(&resources);
-    if let Err(error) = object {
-        return Err(TaskError::Invalid(format!("not OCI resources: {error}")));
-    }
+    let invalid = |error: serde_json::Error| TaskError::Invalid(format!("not OCI resources: {error}"));
+    let json = request.resources.into_option().unwrap_or_default().value;
+    let mut resources = serde_json::from_slice(&json).map_err(invalid)?;
+    guest_resources(&mut resources)?;
+    let resources = serde_json::to_vec(&resources).map_err(invalid)?;
     let update = UpdateRequest { container_id: container.id.to_string(), resources, ..Default::default() };
     pod.vm()?.agent().update(&update).await?;
     Ok(Empty::new())

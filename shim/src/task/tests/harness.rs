@@ -163,6 +163,12 @@ impl AgentService for FakeAgent {
         Ok(guest::StatsResponse { memory_current: 4096, ..Default::default() })
     }
 
+    async fn update(&self, _: &TtrpcContext, request: guest::UpdateRequest) -> ttrpc::Result<guest::Empty> {
+        let resources = String::from_utf8(request.resources).unwrap();
+        self.0.calls.lock().unwrap().push(format!("update {} {resources}", request.container_id));
+        Ok(guest::Empty::new())
+    }
+
     async fn next_event(&self, _: &TtrpcContext, _: guest::Empty) -> ttrpc::Result<guest::Event> {
         self.0.oom.notified().await;
         let event = guest::OutOfMemory { container_id: "web".into(), ..Default::default() };
@@ -371,6 +377,16 @@ impl Bench {
 
     pub async fn is_over(&self) -> bool {
         tokio::time::timeout(Duration::from_millis(50), self.pod.over()).await.is_ok()
+    }
+
+    pub async fn update(&self, id: &str, resources: &str) -> ttrpc::Result<Empty> {
+        let resources = containerd_shim_protos::protobuf::well_known_types::any::Any {
+            value: resources.as_bytes().to_vec(),
+            ..Default::default()
+        };
+        let request =
+            api::UpdateTaskRequest { id: id.into(), resources: Some(resources).into(), ..Default::default() };
+        self.client.update(soon(), &request).await
     }
 
     pub async fn close_stdin(&self, id: &str, exec_id: &str) {

@@ -310,3 +310,14 @@ async fn input_that_is_closed_before_the_start_ends_at_the_start() {
     bench.start("web", "e1").await.unwrap();
     assert_eq!(bench.input("web/e1/Stdin").await, Frame::End);
 }
+
+#[tokio::test]
+async fn updated_resources_are_the_guests_like_those_at_creation() {
+    let bench = Bench::new().await;
+    bench.run("web").await;
+    bench.update("web", r#"{"cpu":{"cpus":"0-3","mems":"0","shares":5}}"#).await.unwrap();
+    assert!(bench.guest.called(r#"update web {"cpu":{"shares":5}}"#));
+    let refused = bench.update("web", r#"{"rdma":{"mlx5_0":{"hcaHandles":1}}}"#).await;
+    assert_eq!(code(refused), Code::INVALID_ARGUMENT);
+    assert_eq!(code(bench.update("web", "[").await), Code::INVALID_ARGUMENT);
+}
