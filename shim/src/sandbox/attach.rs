@@ -83,7 +83,7 @@ impl Inner {
     }
 
     async fn start_file_server(&self) -> Result<super::Process, SandboxError> {
-        let (server, socket) = share::serve(&self.host, &self.directory, &self.cgroup)?;
+        let (server, socket) = share::serve(&self.host, &self.directory, &self.cgroup, self.oom_score)?;
         let device = Device::Fs { tag: agent_protocol::SHARE_TAG.to_owned(), server: FdSlot(0) };
         if let Err(error) = self.vmm.attach(device, socket.as_fd()).await {
             server.kill();

@@ -114,7 +114,7 @@ async fn start(
     let uid = uid::allocate(&host.uids(), config.first_uid, &spec.id, &directory.owner())?;
     cgroup.create()?;
 
-    let vmm = Vmm::spawn(host, &cgroup)?;
+    let vmm = Vmm::spawn(host, &cgroup, spec.oom_score)?;
     let (console, console_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
     lines::forward(console, "console")?;
@@ -132,6 +132,7 @@ async fn start(
         id: spec.id,
         directory,
         cgroup,
+        oom_score: spec.oom_score,
         vmm,
         agent,
         file_server: OnceCell::new(),

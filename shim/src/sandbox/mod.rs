@@ -111,6 +111,7 @@ struct Inner {
     id: SandboxId,
     directory: SandboxDirectory,
     cgroup: Cgroup,
+    oom_score: u16,
     vmm: Vmm,
     agent: Agent,
     /// Runs since the first container that needed it.

@@ -33,6 +33,9 @@ pub(super) struct Program<'a> {
     pub name: &'static str,
     pub path: &'a Path,
     pub arguments: &'a [&'a OsStr],
+    /// How early it goes when the node runs out of memory, from 0 to 1000. The shim's own score, which is to keep the shim
+    /// alive, would be inherited.
+    pub oom_score: u16,
 }
 
 impl Process {
@@ -49,6 +52,9 @@ impl Process {
         // The command holds the parent's ends of stdin and stderr: the log would never end with it.
         drop(command);
         let pid = child.id().ok_or_else(|| failed(io::Error::other("it ended at once")))?;
+        // Until it is reaped, which is not before the end of this function, the pid is its own.
+        let score = format!("/proc/{pid}/oom_score_adj");
+        std::fs::write(&score, program.oom_score.to_string()).map_err(SandboxError::host("write", &score))?;
         let log = lines::forward(log, program.name)?;
         let kill = Arc::new(Notify::new());
         let (sender, ended) = watch::channel(None);

@@ -22,6 +22,7 @@ pub(super) fn serve(
     host: &Host,
     directory: &SandboxDirectory,
     cgroup: &Cgroup,
+    oom_score: u16,
 ) -> Result<(Process, OwnedFd), SandboxError> {
     let (tree, share) = (directory.tree(), directory.share());
     for path in [&tree, &share] {
@@ -31,7 +32,7 @@ pub(super) fn serve(
     let (ours, theirs) = packet_pair().map_err(SandboxError::host("create", "the file server's socket"))?;
     let path = host.file_server();
     let arguments = [OsStr::new("--root"), share.as_os_str()];
-    let program = Program { name: "file server", path: &path, arguments: &arguments };
+    let program = Program { name: "file server", path: &path, arguments: &arguments, oom_score };
     Ok((Process::spawn(&program, ours, cgroup)?, theirs))
 }
 

@@ -21,6 +21,8 @@ const MIB: u64 = 1 << 20;
 /// Linux's limit for host names.
 const MAX_HOSTNAME: usize = 64;
 
+const MAX_OOM_SCORE: u16 = 1000;
+
 /// A sandbox to be booted: everything that was asked for, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SandboxSpec {
@@ -30,6 +32,8 @@ pub struct SandboxSpec {
     pub(super) vcpus: u8,
     /// Relative to the root of the cgroup hierarchy.
     pub(super) cgroup: PathBuf,
+    /// Of the VMM and the file server on the node, from 0 to [`MAX_OOM_SCORE`].
+    pub(super) oom_score: u16,
 }
 
 /// Why a specification is refused. Each is one sentence for whoever wrote it.
@@ -68,9 +72,17 @@ impl SandboxSpec {
             memory_mib: memory(spec, &linux, config)?,
             vcpus: vcpus(spec, &linux, config)?,
             cgroup: cgroup::location(&linux.cgroups_path, &id)?,
+            oom_score: oom_score(spec),
             id,
         })
     }
+}
+
+/// Never below 0: whoever may protect a process of the node from the OOM killer cannot protect a tenant's memory with it.
+/// A pod sandbox asks for -998, as its process would be a tiny one.
+fn oom_score(spec: &Spec) -> u16 {
+    let asked = spec.process.as_ref().and_then(|process| process.other.get("oomScoreAdj")?.as_i64());
+    u16::try_from(asked.unwrap_or(0).max(0)).unwrap_or(MAX_OOM_SCORE).min(MAX_OOM_SCORE)
 }
 
 fn annotation(spec: &Spec, key: &'static str, low: u32, high: u32) -> Result<Option<u32>, SpecError> {
@@ -149,6 +161,17 @@ mod tests {
         let resources = json!({"memory": {"limit": i64::MAX}, "cpu": {"quota": i64::MAX, "period": 1}});
         let spec = parse(json!({"linux": {"resources": resources}})).unwrap();
         assert_eq!((spec.memory_mib, spec.vcpus), (MAX_MEMORY_MIB, MAX_VCPUS));
+    }
+
+    #[test]
+    fn a_vmm_is_never_protected_from_the_oom_killer() {
+        for (asked, score) in
+            [(json!(-998), 0), (json!(0), 0), (json!(985), 985), (json!(70_000), 1000), (json!("x"), 0)]
+        {
+            let spec = parse(json!({"process": {"args": ["sh"], "oomScoreAdj": asked}})).unwrap();
+            assert_eq!(spec.oom_score, score, "{asked}");
+        }
+        assert_eq!(parse(json!({})).unwrap().oom_score, 0);
     }
 
     #[test]

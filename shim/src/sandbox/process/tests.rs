@@ -27,7 +27,7 @@ fn cgroup(name: &str) -> Option<Cgroup> {
 fn spawn(script: &str, cgroup: &Cgroup) -> (Process, OwnedFd) {
     let (ours, theirs) = packet_pair().unwrap();
     let arguments = [OsStr::new("-c"), OsStr::new(script)];
-    let program = Program { name: "script", path: Path::new("/bin/sh"), arguments: &arguments };
+    let program = Program { name: "script", path: Path::new("/bin/sh"), arguments: &arguments, oom_score: 17 };
     (Process::spawn(&program, theirs, cgroup).unwrap(), ours)
 }
 
@@ -47,7 +47,7 @@ async fn a_process_has_its_descriptors_its_cgroup_and_nothing_else() {
     // Descriptor 9 would leak: Rust opens everything close-on-exec, C libraries do not.
     let leak = std::fs::File::open("/dev/null").unwrap();
     nix::fcntl::fcntl(&leak, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-    let script = "{ echo /proc/self/fd/*; grep -c . /proc/$$/environ; grep ^0:: /proc/$$/cgroup; } >&0";
+    let script = "{ echo /proc/self/fd/*; grep -c . /proc/$$/environ; grep ^0:: /proc/$$/cgroup; cat /proc/$$/oom_score_adj; } >&0";
     let (process, socket) = spawn(script, &cgroup);
     let said = tokio::task::spawn_blocking(move || {
         let mut said = String::new();
@@ -65,6 +65,7 @@ async fn a_process_has_its_descriptors_its_cgroup_and_nothing_else() {
     assert!(descriptors.filter(|&fd| fd < 3).eq(0..3), "{said}");
     assert_eq!(lines[1], "0", "the environment is empty");
     assert!(lines[2].contains("nothing-else"), "{said}");
+    assert_eq!(lines[3], "17", "the score is its own, not the shim's");
     assert_eq!(ended(&process).await, "the script ended with exit code 0");
     remove(&cgroup);
 }

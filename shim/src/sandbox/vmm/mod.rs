@@ -32,9 +32,9 @@ pub(super) struct Vmm {
 
 impl Vmm {
     /// Starts the process; it waits for [`Self::boot`].
-    pub fn spawn(host: &Host, cgroup: &Cgroup) -> Result<Self, SandboxError> {
+    pub fn spawn(host: &Host, cgroup: &Cgroup, oom_score: u16) -> Result<Self, SandboxError> {
         let (ours, theirs) = packet_pair().map_err(SandboxError::host("create", "the VMM's control socket"))?;
-        let program = Program { name: "VMM", path: &host.vmm(), arguments: &[] };
+        let program = Program { name: "VMM", path: &host.vmm(), arguments: &[], oom_score };
         let process = Process::spawn(&program, theirs, cgroup)?;
         let client = Client::new(ours).map_err(SandboxError::host("use", "the VMM's control socket"))?;
         let killer = Killer { process, why: Arc::default() };
