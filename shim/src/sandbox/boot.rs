@@ -2,7 +2,7 @@
 
 use super::agent::Agent;
 use super::cgroup::Cgroup;
-use super::cleanup::cleanup_on;
+use super::cleanup::{PATIENT, cleanup_on};
 use super::host::{Host, SandboxDirectory, create_directories};
 use super::id::SandboxId;
 use super::state::Record;
@@ -89,7 +89,7 @@ pub(super) async fn boot(host: Host, spec: SandboxSpec, config: &Config) -> Resu
 
 async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
     let (host, id) = (host.clone(), id.clone());
-    super::attach::blocking(move || cleanup_on(&host, &id)).await
+    super::attach::blocking(move || cleanup_on(&host, &id, PATIENT)).await
 }
 
 /// Holds the sandbox's directory for this process: no other shim takes it for a dead one's.

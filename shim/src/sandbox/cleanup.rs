@@ -3,39 +3,60 @@
 
 use super::SandboxError;
 use super::cgroup::Cgroup;
-use super::host::Host;
+use super::host::{Host, SandboxDirectory};
 use super::id::SandboxId;
 use super::mount::{remove_skeleton, unmount_all};
 use super::state::Record;
 use super::uid;
 use std::time::Duration;
 
-/// Killed processes end within milliseconds, unless the kernel is stuck with them.
-const KILL: Duration = Duration::from_secs(3);
+/// For killed processes to end when `delete` waits: they do so within milliseconds, unless the kernel is stuck with them.
+pub(super) const BRIEF: Duration = Duration::from_secs(3);
 
-pub(super) fn cleanup_on(host: &Host, sandbox: &SandboxId) -> Result<(), SandboxError> {
+/// The same for a shim that lives. What it gives up on stays until someone asks for `delete`.
+pub(super) const PATIENT: Duration = Duration::from_secs(60);
+
+/// Goes on after an error, so that as little as possible stays; tells the first. User id and record stay until nobody can
+/// use them and nothing is left to be found by them.
+pub(super) fn cleanup_on(host: &Host, sandbox: &SandboxId, limit: Duration) -> Result<(), SandboxError> {
     let directory = host.directory(sandbox);
     if !directory.path.exists() {
         return Ok(());
     }
-    // Without a record nothing was made but the directory.
-    let record = Record::read(&directory)?;
     // Processes first: nobody uses the mounts and the user id after that.
-    if let Some(record) = &record {
-        let cgroup = Cgroup::new(&host.cgroups, &record.cgroup, sandbox);
-        cgroup.kill(KILL)?;
-        cgroup.remove(&record.made)?;
+    let ended = end_processes(host, &directory, sandbox, limit);
+    let files = remove_share(&directory);
+    if let (Err(_), Err(error)) = (&ended, &files) {
+        tracing::error!(%error, "the sandbox's share stays");
     }
-    unmount_all(&directory.share()).map_err(SandboxError::host("unmount", &directory.share().display()))?;
-    uid::release(&host.uids(), sandbox)?;
-    // The record goes last.
-    for part in [directory.share(), directory.tree()] {
-        remove_skeleton(&part, &[]).map_err(SandboxError::host("remove", &part.display()))?;
-    }
+    ended?;
+    let released = uid::release(&host.uids(), sandbox);
+    files.and(released)?;
     let files = ["owner", "state.new", "state.json"];
     remove_skeleton(&directory.path, &files).map_err(SandboxError::host("remove", &directory.path.display()))?;
     // Fails while other sandboxes of the namespace exist.
     let _ = std::fs::remove_dir(&directory.namespace);
+    Ok(())
+}
+
+fn end_processes(
+    host: &Host,
+    directory: &SandboxDirectory,
+    sandbox: &SandboxId,
+    limit: Duration,
+) -> Result<(), SandboxError> {
+    // Without a record nothing was made but the directory.
+    let Some(record) = Record::read(directory)? else { return Ok(()) };
+    let cgroup = Cgroup::new(&host.cgroups, &record.cgroup, sandbox);
+    cgroup.kill(limit)?;
+    cgroup.remove(&record.made)
+}
+
+fn remove_share(directory: &SandboxDirectory) -> Result<(), SandboxError> {
+    unmount_all(&directory.share()).map_err(SandboxError::host("unmount", &directory.share().display()))?;
+    for part in [directory.share(), directory.tree()] {
+        remove_skeleton(&part, &[]).map_err(SandboxError::host("remove", &part.display()))?;
+    }
     Ok(())
 }
 
@@ -47,7 +68,7 @@ mod tests {
     #[test]
     fn a_sandbox_that_never_existed_is_fine() {
         let root = tempfile::tempdir().unwrap();
-        cleanup_on(&Host::below(root.path()), &SandboxId::test("ns", "pod")).unwrap();
+        cleanup_on(&Host::below(root.path()), &SandboxId::test("ns", "pod"), BRIEF).unwrap();
     }
 
     #[test]
@@ -64,12 +85,36 @@ mod tests {
                 &|| fs::create_dir_all(directory.tree().join("web/rootfs")).unwrap(),
             ];
             make.iter().take(steps).for_each(|step| step());
-            cleanup_on(&host, &id).unwrap();
-            cleanup_on(&host, &id).unwrap();
+            cleanup_on(&host, &id, BRIEF).unwrap();
+            cleanup_on(&host, &id, BRIEF).unwrap();
             assert!(!directory.namespace.exists(), "after {steps} steps");
             let uids = fs::read_dir(host.uids()).map_or(0, |uids| uids.count());
             assert_eq!(uids, 0, "after {steps} steps");
         }
+    }
+
+    #[test]
+    fn processes_that_do_not_end_keep_their_user_id_and_their_record() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::below(root.path());
+        let id = SandboxId::test("ns", "pod");
+        let directory = host.directory(&id);
+        fs::create_dir_all(directory.tree().join("web/rootfs")).unwrap();
+        fs::create_dir_all(directory.share()).unwrap();
+        Record { cgroup: "ns/pod".into(), made: Vec::new() }.write(&directory).unwrap();
+        uid::allocate(&host.uids(), 7, &id, &directory.owner()).unwrap();
+        let cgroup = host.cgroups.join("ns/pod/bulkhead:ns:pod");
+        fs::create_dir_all(&cgroup).unwrap();
+        fs::write(cgroup.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+
+        let error = cleanup_on(&host, &id, Duration::ZERO).unwrap_err();
+        assert!(error.to_string().starts_with("killing the processes of the sandbox"), "{error}");
+        assert!(!directory.tree().exists() && !directory.share().exists());
+        assert!(host.uids().join("7").exists() && directory.record().exists());
+
+        fs::remove_dir_all(&cgroup).unwrap();
+        cleanup_on(&host, &id, BRIEF).unwrap();
+        assert!(!host.uids().join("7").exists() && !directory.path.exists());
     }
 
     #[test]
@@ -81,7 +126,7 @@ mod tests {
             fs::create_dir_all(host.directory(id).path).unwrap();
             uid::allocate(&host.uids(), 7, id, &host.directory(id).owner()).unwrap();
         }
-        cleanup_on(&host, &one).unwrap();
+        cleanup_on(&host, &one, BRIEF).unwrap();
         assert!(host.directory(&other).path.exists() && host.uids().join("8").exists());
         assert!(!host.uids().join("7").exists());
     }

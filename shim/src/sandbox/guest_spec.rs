@@ -77,18 +77,30 @@ fn unsupported<T>(what: impl Into<String>) -> Result<T, SpecError> {
 /// Rewrites the specification. `sources` has one path in the guest for each of [`host_mounts`], in order.
 pub(super) fn guest_spec(spec: &Spec, sources: &[String]) -> Result<Spec, SpecError> {
     let mut spec = spec.clone();
-    if spec.hooks.values().any(|hooks| hooks.as_array().is_none_or(|hooks| !hooks.is_empty())) {
-        return unsupported("OCI hooks are programs of the node and cannot run for a microVM");
-    }
-    if spec.other.contains_key("vm") || spec.other.contains_key("windows") {
-        return unsupported("the specification is not one of a Linux container");
-    }
+    check_kind(&spec)?;
     // They steer OCI runtimes; the guest's is not the client's to steer.
     spec.annotations.clear();
     spec.process = spec.process.map(guest_process);
     spec.mounts = guest_mounts(&spec.mounts, sources)?;
     spec.linux = Some(guest_linux(spec.linux.unwrap_or_default())?);
     Ok(spec)
+}
+
+/// Refuses what a whole pod asks for and cannot have, before its microVM boots: its members would ask for the same.
+pub fn check_pod(spec: &Spec) -> Result<(), SpecError> {
+    check_kind(spec)?;
+    guest_linux(spec.linux.clone().unwrap_or_default())?;
+    Ok(())
+}
+
+fn check_kind(spec: &Spec) -> Result<(), SpecError> {
+    if spec.hooks.values().any(|hooks| hooks.as_array().is_none_or(|hooks| !hooks.is_empty())) {
+        return unsupported("OCI hooks are programs of the node and cannot run for a microVM");
+    }
+    if spec.other.contains_key("vm") || spec.other.contains_key("windows") {
+        return unsupported("the specification is not one of a Linux container");
+    }
+    Ok(())
 }
 
 /// An `exec`'s process, or a container's first.

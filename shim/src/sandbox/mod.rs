@@ -35,8 +35,8 @@ mod vmm;
 pub use agent::{Agent, AgentError};
 pub use attach::ContainerPlan;
 pub use error::SandboxError;
-pub use guest_spec::{guest_process, guest_resources};
-pub use spec::{SandboxSpec, SpecError};
+pub use guest_spec::{check_pod, guest_process, guest_resources};
+pub use spec::{SandboxSpec, SpecError, check_annotations};
 
 use crate::identifier::Identifier;
 use agent_protocol::STREAM_PORT;
@@ -219,7 +219,7 @@ impl Inner {
             let _ = timeout(KILL, self.vmm.stopped().wait_for(Option::is_some)).await;
         }
         let (host, id) = (self.host.clone(), self.id.clone());
-        if let Err(error) = attach::blocking(move || cleanup::cleanup_on(&host, &id)).await {
+        if let Err(error) = attach::blocking(move || cleanup::cleanup_on(&host, &id, cleanup::PATIENT)).await {
             tracing::error!(%error, "the sandbox left something behind");
         }
     }
@@ -228,5 +228,5 @@ impl Inner {
 /// Removes what a sandbox left on the node, from its recorded state alone: for `delete`, after the shim died.
 /// Idempotent; a sandbox that never existed is fine. Takes less than 5 s and never asks the guest.
 pub fn cleanup(namespace: &Identifier, id: &Identifier) -> Result<(), SandboxError> {
-    cleanup::cleanup_on(&Host::of_this_program()?, &SandboxId::new(namespace, id))
+    cleanup::cleanup_on(&Host::of_this_program()?, &SandboxId::new(namespace, id), cleanup::BRIEF)
 }

@@ -59,11 +59,7 @@ pub enum SpecError {
 impl SandboxSpec {
     /// `spec` is the sandbox's, or that of a container that is alone in its sandbox.
     pub fn from_oci(namespace: &Identifier, id: &Identifier, spec: &Spec, config: &Config) -> Result<Self, SpecError> {
-        if let Some(key) =
-            spec.annotations.keys().find(|key| key.starts_with(PREFIX) && ![MEMORY, VCPUS].contains(&key.as_str()))
-        {
-            return Err(SpecError::UnknownAnnotation(key.clone()));
-        }
+        check_annotations(spec)?;
         let id = SandboxId::new(namespace, id);
         let linux = spec.linux.clone().unwrap_or_default();
         let hostname = if spec.hostname.is_empty() { id.id.as_str() } else { &spec.hostname };
@@ -83,6 +79,18 @@ impl SandboxSpec {
 fn oom_score(spec: &Spec) -> u16 {
     let asked = spec.process.as_ref().and_then(|process| process.other.get("oomScoreAdj")?.as_i64());
     u16::try_from(asked.unwrap_or(0).max(0)).unwrap_or(MAX_OOM_SCORE).min(MAX_OOM_SCORE)
+}
+
+/// Checks the annotations that are ours. A pod's members carry those of the pod: they size nothing there, and a mistake
+/// is one all the same.
+pub fn check_annotations(spec: &Spec) -> Result<(), SpecError> {
+    let unknown = |key: &&String| key.starts_with(PREFIX) && ![MEMORY, VCPUS].contains(&key.as_str());
+    if let Some(key) = spec.annotations.keys().find(unknown) {
+        return Err(SpecError::UnknownAnnotation(key.clone()));
+    }
+    annotation(spec, MEMORY, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
+    annotation(spec, VCPUS, 1, u32::from(MAX_VCPUS))?;
+    Ok(())
 }
 
 fn annotation(spec: &Spec, key: &'static str, low: u32, high: u32) -> Result<Option<u32>, SpecError> {
