@@ -33,7 +33,6 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
     let role = bundle::role(&spec)?;
     let stdio = check(&pod, &id, &spec, &role, &request)?;
     let plan = match &role {
-        // What its process would do is done by the microVM.
         Role::Sandbox => None,
         Role::Alone | Role::Member { .. } => Some(plan(&id, &spec, &bundle, &request)?),
     };
@@ -68,9 +67,13 @@ fn check(
     role: &Role,
     request: &CreateTaskRequest,
 ) -> Result<Stdio, TaskError> {
+    sandbox::check_annotations(spec)?;
     match role {
         // What its process would do is done by the microVM.
-        Role::Sandbox => return Ok(Stdio::default()),
+        Role::Sandbox => {
+            sandbox::check_pod(spec)?;
+            return Ok(Stdio::default());
+        }
         Role::Member { sandbox } if *sandbox != pod.id => {
             return Err(TaskError::Invalid(format!("container {id} belongs to pod {sandbox}, not to {}", pod.id)));
         }

@@ -384,8 +384,7 @@ impl Bench {
             value: resources.as_bytes().to_vec(),
             ..Default::default()
         };
-        let request =
-            api::UpdateTaskRequest { id: id.into(), resources: Some(resources).into(), ..Default::default() };
+        let request = api::UpdateTaskRequest { id: id.into(), resources: Some(resources).into(), ..Default::default() };
         self.client.update(soon(), &request).await
     }
 

@@ -10,6 +10,13 @@ use ttrpc::Code;
 const SANDBOX: &str = r#"{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"web"}"#;
 const MEMBER: &str = r#"{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"web"}"#;
 
+fn sentence(result: ttrpc::Result<api::CreateTaskResponse>) -> String {
+    match result.unwrap_err() {
+        ttrpc::Error::RpcStatus(status) => status.message,
+        other => panic!("not a status: {other}"),
+    }
+}
+
 #[tokio::test]
 async fn a_containers_life_is_told_in_order() {
     let bench = Bench::new().await;
@@ -144,10 +151,6 @@ async fn a_failed_creation_leaves_nothing() {
 #[tokio::test]
 async fn bad_input_is_named_before_anything_boots() {
     let bench = Bench::new().await;
-    let sentence = |result: ttrpc::Result<_>| match result.map(|_: api::CreateTaskResponse| ()).unwrap_err() {
-        ttrpc::Error::RpcStatus(status) => status.message,
-        other => panic!("not a status: {other}"),
-    };
     let unknown = r#"{"io.bulkhead.kernel":"/x"}"#;
     assert!(sentence(bench.create("web", unknown).await).starts_with("annotation io.bulkhead.kernel is not known"));
     let mut request = bench.request("web", "{}");
@@ -320,4 +323,26 @@ async fn updated_resources_are_the_guests_like_those_at_creation() {
     let refused = bench.update("web", r#"{"rdma":{"mlx5_0":{"hcaHandles":1}}}"#).await;
     assert_eq!(code(refused), Code::INVALID_ARGUMENT);
     assert_eq!(code(bench.update("web", "[").await), Code::INVALID_ARGUMENT);
+}
+
+#[tokio::test]
+async fn a_pod_that_wants_what_is_the_nodes_does_not_boot() {
+    let bench = Bench::new().await;
+    let request = bench.request("web", SANDBOX);
+    let config = bench.directory.path().join("web/config.json");
+    let spec = std::fs::read_to_string(&config).unwrap();
+    let cases = [(r#",{"type":"network"}"#, "the node's network"), (r#"{"type":"pid"},"#, "the node's process ids")];
+    for (namespace, words) in cases {
+        std::fs::write(&config, spec.replace(namespace, "")).unwrap();
+        let sentence = sentence(bench.client.create(soon(), &request).await);
+        assert!(sentence.contains(words), "{sentence:?} lacks {words:?}");
+    }
+    std::fs::write(&config, spec.replace("annotations\":{", "annotations\":{\"io.bulkhead.cpus\":\"1\",")).unwrap();
+    let unknown = "annotation io.bulkhead.cpus is not known";
+    assert!(sentence(bench.client.create(soon(), &request).await).starts_with(unknown));
+    assert_eq!(bench.guest.may_boot.available_permits(), 1, "nothing booted");
+    std::fs::write(&config, spec).unwrap();
+    bench.client.create(soon(), &request).await.unwrap();
+    let member = MEMBER.replace('{', r#"{"io.bulkhead.vcpus":"lots","#);
+    assert!(sentence(bench.create("c1", &member).await).starts_with("annotation io.bulkhead.vcpus must be a number"));
 }
