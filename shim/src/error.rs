@@ -139,7 +139,7 @@ mod tests {
             (SpecError::TooLittleMemory(8).into(), Code::INVALID_ARGUMENT),
             (TaskError::Sandbox(SandboxError::NoKvm), Code::FAILED_PRECONDITION),
             (TaskError::Sandbox(SandboxError::Gone("x".into())), Code::UNAVAILABLE),
-            (TaskError::Sandbox(SandboxError::Deadline { operation: "x", limit }), Code::DEADLINE_EXCEEDED),
+            (TaskError::Sandbox(SandboxError::Deadline { operation: "x".into(), limit }), Code::DEADLINE_EXCEEDED),
             (TaskError::Agent(AgentError::Deadline { call: "x", limit }), Code::DEADLINE_EXCEEDED),
             (TaskError::Agent(AgentError::Broken { call: "x" }), Code::UNAVAILABLE),
             (refused(Code::NOT_FOUND), Code::NOT_FOUND),

@@ -24,7 +24,7 @@ pub enum AgentError {
     /// The agent answered with an error. The text came out of the guest; it is bounded and has no control characters.
     #[error("{text}")]
     Refused { code: Code, text: String },
-    #[error("the guest did not answer {call} within {limit:?}")]
+    #[error("the guest did not answer {call} within {} s", limit.as_secs_f64())]
     Deadline { call: &'static str, limit: Duration },
     #[error("the connection to the guest broke in {call}")]
     Broken { call: &'static str },

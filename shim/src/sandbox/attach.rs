@@ -85,7 +85,7 @@ impl Inner {
     async fn start_file_server(&self) -> Result<super::Process, SandboxError> {
         let (server, socket) = share::serve(&self.host, &self.directory, &self.cgroup, self.oom_score)?;
         let device = Device::Fs { tag: agent_protocol::SHARE_TAG.to_owned(), server: FdSlot(0) };
-        if let Err(error) = self.vmm.attach(device, socket.as_fd()).await {
+        if let Err(error) = self.vmm.attach("the file share", device, socket.as_fd()).await {
             server.kill();
             return Err(error);
         }
@@ -95,8 +95,9 @@ impl Inner {
 
     async fn attach_disk(&self, container: &Identifier, image: &Path, read_only: bool) -> Result<Disk, SandboxError> {
         let file = open_image(image, read_only).map_err(SandboxError::host("open", &image.display()))?;
+        let name = format!("disk {} of container {container}", image.display());
         let device = Device::Block { image: FdSlot(0), read_only };
-        let (device, address) = self.vmm.attach(device, file.as_fd()).await?;
+        let (device, address) = self.vmm.attach(&name, device, file.as_fd()).await?;
         let disk = Disk { device, address };
         self.containers().entry(container.clone()).or_default().push(disk);
         Ok(disk)

@@ -78,7 +78,7 @@ pub(super) async fn boot(host: Host, spec: SandboxSpec, config: &Config) -> Resu
     create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
     let claim = claim(&directory, &id)?;
     let result = timeout(BOOT, start(&host, spec, config, resources, claim)).await;
-    let result = result.unwrap_or(Err(SandboxError::Deadline { operation: "booting the guest", limit: BOOT }));
+    let result = result.unwrap_or(Err(SandboxError::deadline("booting the guest", BOOT)));
     if result.is_err()
         && let Err(error) = clean(&host, &id).await
     {
@@ -125,7 +125,7 @@ async fn start(
     drop::<[OwnedFd; 4]>(descriptors);
     vmm.agent_ready().await?;
     let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
-    configure(&agent, &spec.hostname).await?;
+    configure(&agent, &spec).await?;
     Ok(Inner {
         host: host.clone(),
         _claim: claim,
@@ -157,15 +157,16 @@ fn machine(spec: &SandboxSpec, config: &Config, uid: u32) -> Machine {
     }
 }
 
-async fn configure(agent: &Agent, hostname: &str) -> Result<(), SandboxError> {
+async fn configure(agent: &Agent, spec: &SandboxSpec) -> Result<(), SandboxError> {
     let mut entropy = vec![0; ENTROPY];
     let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
     random.map_err(SandboxError::host("read", "/dev/urandom"))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let request = ConfigureRequest {
-        hostname: hostname.to_owned(),
+        hostname: spec.hostname.clone(),
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy,
+        sysctls: spec.sysctls.clone().into_iter().collect(),
         ..ConfigureRequest::default()
     };
     let answer = agent.configure(&request).await?;

@@ -135,7 +135,7 @@ impl Cgroup {
         }
         while self.is_populated().map_err(SandboxError::host("read the state of cgroup", &path.display()))? {
             if Instant::now() > end {
-                return Err(SandboxError::Deadline { operation: "killing the processes of the sandbox", limit });
+                return Err(SandboxError::deadline("killing the processes of the sandbox", limit));
             }
             sleep(Duration::from_millis(2));
         }

@@ -29,9 +29,9 @@ pub enum SandboxError {
     #[error("the microVM is gone: {0}")]
     Gone(String),
     #[error("the VMM refused to {operation}: {reason}")]
-    Refused { operation: &'static str, reason: String },
-    #[error("{operation} took longer than {limit:?}")]
-    Deadline { operation: &'static str, limit: Duration },
+    Refused { operation: String, reason: String },
+    #[error("{operation} took longer than {} s", limit.as_secs_f64())]
+    Deadline { operation: String, limit: Duration },
     #[error(
         "the guest image is of version {agent:?}, the shim of {}: reinstall Bulkhead on this node",
         agent_protocol::VERSION
@@ -44,6 +44,11 @@ pub enum SandboxError {
 }
 
 impl SandboxError {
+    /// `operation` begins the sentence: "booting the guest".
+    pub(super) fn deadline(operation: impl Into<String>, limit: Duration) -> Self {
+        Self::Deadline { operation: operation.into(), limit }
+    }
+
     /// For `map_err`: names the operation and the object that an I/O error is about.
     pub(super) fn host<E, T>(operation: &'static str, object: &T) -> impl FnOnce(E) -> Self + use<E, T>
     where
@@ -52,5 +57,16 @@ impl SandboxError {
     {
         let object = object.to_string();
         move |error| Self::Host { operation, object, error: error.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_reads_as_a_sentence() {
+        let error = SandboxError::deadline("mounting the root filesystem of container web", Duration::from_secs(30));
+        assert_eq!(error.to_string(), "mounting the root filesystem of container web took longer than 30 s");
     }
 }

@@ -157,7 +157,7 @@ impl Sandbox {
             Ok(Ok(ACCEPTED)) => Ok(stream),
             Ok(Ok(_)) => Err(failed()(io::Error::other("the agent refused it"))),
             Ok(Err(error)) => Err(failed()(error)),
-            Err(_) => Err(SandboxError::Deadline { operation: "opening a stream to the guest", limit: ACCEPT }),
+            Err(_) => Err(SandboxError::deadline("opening a stream to the guest", ACCEPT)),
         }
     }
 

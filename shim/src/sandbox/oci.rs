@@ -71,6 +71,8 @@ pub struct Linux {
     pub devices: Vec<Device>,
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub resources: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctl: BTreeMap<String, String>,
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }

@@ -63,7 +63,9 @@ impl ContainerShare {
     pub fn mount_overlay(&self, overlay: &Overlay) -> Result<(), SandboxError> {
         std::fs::create_dir_all(self.tree.join("rootfs"))
             .map_err(SandboxError::host("create", &self.tree.display()))?;
-        overlay.mount(&self.share.join("rootfs")).map_err(SandboxError::host("mount", "the overlay root filesystem"))
+        let place = self.share.join("rootfs");
+        let what = format!("the overlay root filesystem of container {} at {}", self.name, place.display());
+        overlay.mount(&place).map_err(SandboxError::host("mount", &what))
     }
 
     pub fn mount_root_directory(&self, source: &Path, options: TreeOptions) -> Result<(), SandboxError> {
@@ -91,7 +93,8 @@ impl ContainerShare {
             }
             tree.attach(&self.share.join(place))
         };
-        copy().map_err(SandboxError::host("share", &source.display()))
+        let what = format!("{} with container {}", source.display(), self.name);
+        copy().map_err(SandboxError::host("share", &what))
     }
 
     /// Unmounts and removes all of it. Nothing there is fine.
@@ -108,5 +111,31 @@ impl ContainerShare {
             remove_skeleton(&self.tree, &[])
         };
         remove().map_err(SandboxError::host("remove", &self.share.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::id::SandboxId;
+    use super::*;
+
+    fn container(root: &Path) -> ContainerShare {
+        let directory = Host::below(root).directory(&SandboxId::test("ns", "pod"));
+        ContainerShare::new(&directory, &"web".parse().unwrap())
+    }
+
+    #[test]
+    fn what_cannot_be_mounted_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let files = container(root.path());
+        let overlay = Overlay { read_only: false, options: vec!["lowerdir=/nonexistent".to_owned()] };
+        let error = files.mount_overlay(&overlay).unwrap_err().to_string();
+        let place = root.path().join("run/pods/ns/pod/share/web/rootfs");
+        let start = format!("cannot mount the overlay root filesystem of container web at {}: ", place.display());
+        assert!(error.starts_with(&start), "{error}");
+
+        let options = TreeOptions { recursive: true, read_only: true, follows_source: false };
+        let error = files.mount_volume(0, Path::new("/nonexistent"), options).unwrap_err().to_string();
+        assert!(error.starts_with("cannot share /nonexistent with container web: "), "{error}");
     }
 }

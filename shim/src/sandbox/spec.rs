@@ -5,6 +5,7 @@ use super::id::SandboxId;
 use super::oci::{Linux, Spec};
 use crate::identifier::Identifier;
 use bulkhead_config::Config;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
@@ -30,6 +31,8 @@ pub struct SandboxSpec {
     pub(super) hostname: String,
     pub(super) memory_mib: u32,
     pub(super) vcpus: u8,
+    /// Kernel settings that are to hold in the guest itself.
+    pub(super) sysctls: BTreeMap<String, String>,
     /// Relative to the root of the cgroup hierarchy.
     pub(super) cgroup: PathBuf,
     /// Of the VMM and the file server on the node, from 0 to [`MAX_OOM_SCORE`].
@@ -67,6 +70,7 @@ impl SandboxSpec {
             hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
             memory_mib: memory(spec, &linux, config)?,
             vcpus: vcpus(spec, &linux, config)?,
+            sysctls: linux.sysctl,
             cgroup: cgroup::location(&linux.cgroups_path, &id)?,
             oom_score: oom_score(spec),
             id,
@@ -180,6 +184,12 @@ mod tests {
             assert_eq!(spec.oom_score, score, "{asked}");
         }
         assert_eq!(parse(json!({})).unwrap().oom_score, 0);
+    }
+
+    #[test]
+    fn a_pods_sysctls_are_the_guests() {
+        let spec = parse(json!({"linux": {"sysctl": {"net.ipv4.ip_forward": "1"}}})).unwrap();
+        assert_eq!(spec.sysctls, [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into());
     }
 
     #[test]

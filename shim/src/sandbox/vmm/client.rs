@@ -61,7 +61,7 @@ impl Client {
     /// Sends one request and waits for its reply. `operation` completes "the VMM refused to …".
     pub async fn call(
         &self,
-        operation: &'static str,
+        operation: &str,
         call: Call,
         descriptors: &[BorrowedFd<'_>],
         limit: Duration,
@@ -72,14 +72,14 @@ impl Client {
         let _forget = Forget { shared: &self.shared, id };
         let exchange = async {
             let request = encode(&Request { id, call }).map_err(io::Error::other);
-            let request = request.map_err(SandboxError::host(operation, "with the VMM"))?;
+            let request = request.map_err(SandboxError::host("ask the VMM to", operation))?;
             self.shared.socket.send(&request, descriptors).await.map_err(|_| gone())?;
             reply.await.map_err(|_| gone())
         };
         let answer = tokio::time::timeout(limit, exchange).await;
         answer
-            .map_err(|_| SandboxError::Deadline { operation, limit })??
-            .map_err(|reason| SandboxError::Refused { operation, reason: printable(&reason) })
+            .map_err(|_| SandboxError::deadline(format!("waiting for the VMM to {operation}"), limit))??
+            .map_err(|reason| SandboxError::Refused { operation: operation.to_owned(), reason: printable(&reason) })
     }
 }
 

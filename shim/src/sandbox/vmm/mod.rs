@@ -56,18 +56,17 @@ impl Vmm {
         if ready.is_ok_and(|said| said.agent_ready) { Ok(()) } else { Err(self.gone().await) }
     }
 
-    /// Plugs a device whose one descriptor is slot 0.
+    /// Plugs a device whose one descriptor is slot 0. `name` tells the operator which one.
     pub async fn attach(
         &self,
+        name: &str,
         device: Device,
         descriptor: BorrowedFd<'_>,
     ) -> Result<(DeviceId, PciAddress), SandboxError> {
-        match self.call("attach a device", Call::Attach(device), &[descriptor], DEFAULT).await? {
+        let operation = format!("attach {name}");
+        match self.call(&operation, Call::Attach(device), &[descriptor], DEFAULT).await? {
             Answer::Attached { device, address } => Ok((device, address)),
-            Answer::Done => Err(SandboxError::Refused {
-                operation: "attach a device",
-                reason: "its answer names no device".to_owned(),
-            }),
+            Answer::Done => Err(SandboxError::Refused { operation, reason: "its answer names no device".to_owned() }),
         }
     }
 
@@ -100,7 +99,7 @@ impl Vmm {
 
     async fn call(
         &self,
-        operation: &'static str,
+        operation: &str,
         call: Call,
         descriptors: &[BorrowedFd<'_>],
         limit: Duration,
