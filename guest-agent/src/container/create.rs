@@ -5,6 +5,7 @@ use crate::agent::Agent;
 use crate::cgroup::{Cgroup, OomCounter};
 use crate::crun::Launched;
 use crate::error::Error;
+use crate::guest::sysctl;
 use crate::id::{ContainerId, ProcessName};
 use crate::reaper::Child;
 use crate::rootfs::{Rootfs, Source};
@@ -85,7 +86,7 @@ async fn mount_rootfs(agent: &Agent, spec: &ContainerSpec, source: Source, targe
         agent.share.ensure().await?;
     }
     for (name, value) in &spec.network_sysctls {
-        set_sysctl(name, value)?;
+        sysctl::set(name, value)?;
     }
     Rootfs::mount(source, target.to_owned(), &agent.pci, &agent.share).await
 }
@@ -134,15 +135,4 @@ async fn follow(container: Weak<Container>, mut child: Child, oom: Option<Arc<Oo
         tracing::warn!(container = %container.id, "an added process outlives its container");
     }
     container.init.ended(exit);
-}
-
-fn set_sysctl(name: &str, value: &str) -> Result<(), Error> {
-    // A dot within a name, as in an interface's, is spelled as a slash: the other way round in the path.
-    let swap = |c| match c {
-        '.' => '/',
-        '/' => '.',
-        other => other,
-    };
-    let path = Path::new("/proc/sys").join(name.chars().map(swap).collect::<String>());
-    std::fs::write(&path, value).map_err(Error::system("set the sysctl", name))
 }

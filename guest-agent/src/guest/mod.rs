@@ -4,6 +4,7 @@ pub mod identity;
 mod limits;
 mod mounts;
 mod network;
+pub mod sysctl;
 
 use crate::agent::{Agent, Paths};
 use crate::error::Error;
