@@ -53,6 +53,8 @@ pub fn serve(arguments: &Arguments) -> Result<(), ServeError> {
     std::env::set_current_dir("/").map_err(ServeError::Bundle)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Runtime)?;
     let result = runtime.block_on(run(listener, namespace, id));
+    // Without waiting: a thread may hang in a system call.
+    runtime.shutdown_background();
     if let Err(error) = &result {
         tracing::error!(error = error as &dyn std::error::Error, "shim failed");
     }

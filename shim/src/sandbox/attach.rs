@@ -14,7 +14,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::PoisonError;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 use vmm_protocol::{Device, DeviceId, FdSlot, PciAddress};
+
+/// For all sources of a container together.
+const SOURCES: Duration = Duration::from_secs(30);
 
 /// A disk of one container.
 #[derive(Clone, Copy, Debug)]
@@ -66,19 +71,10 @@ impl Inner {
             }),
             _ => Rootfs::SharedPath(files.rootfs()),
         };
-        // Sources may be on a network file system that hangs.
-        blocking(move || {
-            match &rootfs {
-                RootfsPlan::Overlay(overlay) => files.mount_overlay(overlay)?,
-                RootfsPlan::Directory { source, options } => files.mount_root_directory(source, *options)?,
-                RootfsPlan::Block { .. } => {}
-            }
-            for (number, mount) in mounts.iter().enumerate() {
-                files.mount_volume(number, &mount.source, mount.options)?;
-            }
-            Ok(())
-        })
-        .await?;
+        let mounted = mount_files(&files, rootfs, mounts).await;
+        // A thread that is stuck with a source must not mount it when this container is gone.
+        files.close();
+        mounted?;
         Ok(Attached { rootfs: answer, spec })
     }
 
@@ -94,7 +90,10 @@ impl Inner {
     }
 
     async fn attach_disk(&self, container: &Identifier, image: &Path, read_only: bool) -> Result<Disk, SandboxError> {
-        let file = open_image(image, read_only).map_err(SandboxError::host("open", &image.display()))?;
+        let path = image.to_owned();
+        let open = move || open_image(&path, read_only).map_err(SandboxError::host("open", &path.display()));
+        let step = format!("opening {} for container {container}", image.display());
+        let file = until(Instant::now() + SOURCES, step, blocking(open)).await?;
         let name = format!("disk {} of container {container}", image.display());
         let device = Device::Block { image: FdSlot(0), read_only };
         let (device, address) = self.vmm.attach(&name, device, file.as_fd()).await?;
@@ -129,6 +128,34 @@ impl Inner {
     }
 }
 
+/// Sources may be on a network file system that hangs: each step is told when it was the last.
+async fn mount_files(files: &ContainerShare, root: RootfsPlan, mounts: Vec<HostMount>) -> Result<(), SandboxError> {
+    let end = Instant::now() + SOURCES;
+    let share = files.clone();
+    let step = format!("mounting the root filesystem of container {}", files.container());
+    let mount_root = move || match &root {
+        RootfsPlan::Overlay(overlay) => share.mount_overlay(overlay),
+        RootfsPlan::Directory { source, options } => share.mount_root_directory(source, *options),
+        RootfsPlan::Block { .. } => Ok(()),
+    };
+    until(end, step, blocking(mount_root)).await?;
+    for (number, mount) in mounts.into_iter().enumerate() {
+        let share = files.clone();
+        let step = format!("sharing {} with container {}", mount.source.display(), files.container());
+        let mount_volume = move || share.mount_volume(number, &mount.source, mount.options);
+        until(end, step, blocking(mount_volume)).await?;
+    }
+    Ok(())
+}
+
+async fn until<T>(
+    end: Instant,
+    step: String,
+    work: impl Future<Output = Result<T, SandboxError>>,
+) -> Result<T, SandboxError> {
+    timeout_at(end, work).await.unwrap_or_else(|_| Err(SandboxError::deadline(step, SOURCES)))
+}
+
 /// A regular file or a block device. Only device names may be links, as udev makes them.
 fn open_image(path: &Path, read_only: bool) -> io::Result<File> {
     let link = if path.starts_with("/dev") { 0 } else { libc::O_NOFOLLOW };
@@ -161,6 +188,13 @@ mod tests {
         std::os::unix::fs::symlink(&image, &link).unwrap();
         assert!(open_image(&image, false).is_ok());
         assert!(open_image(&link, false).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_source_that_hangs_is_named() {
+        let hangs = std::future::pending::<Result<(), SandboxError>>();
+        let error = until(Instant::now(), "sharing /nfs with container web".to_owned(), hangs).await.unwrap_err();
+        assert_eq!(error.to_string(), "sharing /nfs with container web took longer than 30 s");
     }
 
     #[test]

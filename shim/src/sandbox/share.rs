@@ -16,6 +16,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Starts the file server of a sandbox. Returns it with the VMM's end of its socket.
 pub(super) fn serve(
@@ -47,12 +48,33 @@ pub(super) struct ContainerShare {
     tree: PathBuf,
     share: PathBuf,
     name: Identifier,
+    /// Held while something is added. A source is looked up without it, since that may hang.
+    closed: Arc<Mutex<bool>>,
 }
 
 impl ContainerShare {
     pub fn new(directory: &SandboxDirectory, container: &Identifier) -> Self {
         let of = |path: PathBuf| path.join(container.as_str());
-        Self { tree: of(directory.tree()), share: of(directory.share()), name: container.clone() }
+        Self {
+            tree: of(directory.tree()),
+            share: of(directory.share()),
+            name: container.clone(),
+            closed: Arc::default(),
+        }
+    }
+
+    pub fn container(&self) -> &Identifier {
+        &self.name
+    }
+
+    /// From here on nothing is added through this handle and its clones.
+    pub fn close(&self) {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    fn add(&self, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *closed { Err(io::Error::new(io::ErrorKind::TimedOut, "it came too late")) } else { change() }
     }
 
     /// The root filesystem's path below the share.
@@ -61,8 +83,10 @@ impl ContainerShare {
     }
 
     pub fn mount_overlay(&self, overlay: &Overlay) -> Result<(), SandboxError> {
-        std::fs::create_dir_all(self.tree.join("rootfs"))
+        self.add(|| std::fs::create_dir_all(self.tree.join("rootfs")))
             .map_err(SandboxError::host("create", &self.tree.display()))?;
+        // The layers are looked up in this call, so that it may hang. When it returns, its place may have been removed,
+        // and it fails.
         let place = self.share.join("rootfs");
         let what = format!("the overlay root filesystem of container {} at {}", self.name, place.display());
         overlay.mount(&place).map_err(SandboxError::host("mount", &what))
@@ -80,18 +104,21 @@ impl ContainerShare {
         let copy = || -> io::Result<()> {
             let tree = DetachedTree::copy(source, options)?;
             let kind = tree.metadata()?.file_type();
-            let place_in_tree = self.tree.join(place);
-            std::fs::create_dir_all(place_in_tree.parent().unwrap_or(&self.tree))?;
-            if kind.is_dir() {
-                std::fs::create_dir(&place_in_tree)?;
-            } else if kind.is_file() {
-                std::fs::File::create_new(&place_in_tree)?;
-            } else {
+            if !kind.is_dir() && !kind.is_file() {
                 // A socket, FIFO or device works only with a peer in the same kernel.
                 let reason = "it is neither a directory nor a regular file, which is all that a microVM can share";
                 return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
             }
-            tree.attach(&self.share.join(place))
+            let place_in_tree = self.tree.join(place);
+            self.add(|| {
+                std::fs::create_dir_all(place_in_tree.parent().unwrap_or(&self.tree))?;
+                if kind.is_dir() {
+                    std::fs::create_dir(&place_in_tree)?;
+                } else {
+                    std::fs::File::create_new(&place_in_tree)?;
+                }
+                tree.attach(&self.share.join(place))
+            })
         };
         let what = format!("{} with container {}", source.display(), self.name);
         copy().map_err(SandboxError::host("share", &what))
@@ -137,5 +164,16 @@ mod tests {
         let options = TreeOptions { recursive: true, read_only: true, follows_source: false };
         let error = files.mount_volume(0, Path::new("/nonexistent"), options).unwrap_err().to_string();
         assert!(error.starts_with("cannot share /nonexistent with container web: "), "{error}");
+    }
+
+    #[test]
+    fn a_source_that_answers_late_is_not_mounted() {
+        let root = tempfile::tempdir().unwrap();
+        let files = container(root.path());
+        files.clone().close();
+        let options = TreeOptions { recursive: false, read_only: true, follows_source: false };
+        files.mount_volume(0, root.path(), options).unwrap_err();
+        files.mount_overlay(&Overlay { read_only: false, options: Vec::new() }).unwrap_err();
+        assert!(!files.tree.exists());
     }
 }
