@@ -34,6 +34,15 @@ struct State {
     containers: HashMap<Identifier, Option<Arc<Container>>>,
     /// containerd asked for the end while containers were left.
     shutdown_wanted: bool,
+    /// The container that owns the microVM was there and is not any more.
+    owner_gone: bool,
+}
+
+impl State {
+    /// A creation that hangs must not keep the shim of a pod that is gone: nothing can come of it.
+    fn may_end(&self) -> bool {
+        self.containers.is_empty() || (self.owner_gone && self.containers.values().all(Option::is_none))
+    }
 }
 
 impl Pod {
@@ -52,6 +61,7 @@ impl Pod {
             Entry::Vacant(place) => {
                 place.insert(None);
                 state.shutdown_wanted = false;
+                state.owner_gone &= *id != self.id;
                 Ok(Reservation { pod: self.clone(), id: id.clone() })
             }
         }
@@ -98,7 +108,8 @@ impl Pod {
     pub fn remove(&self, id: &Identifier) {
         let mut state = self.lock();
         state.containers.remove(id);
-        if state.containers.is_empty() && state.shutdown_wanted {
+        state.owner_gone |= *id == self.id;
+        if state.shutdown_wanted && state.may_end() {
             self.over.send_replace(true);
         }
     }
@@ -107,7 +118,7 @@ impl Pod {
     pub fn shut_down(&self) {
         let mut state = self.lock();
         state.shutdown_wanted = true;
-        if state.containers.is_empty() {
+        if state.may_end() {
             self.over.send_replace(true);
         }
     }

@@ -38,6 +38,7 @@ pub struct Guest {
     /// What was asked, in order.
     pub calls: Mutex<Vec<String>>,
     pub attach_fails: AtomicBool,
+    pub attach_hangs: AtomicBool,
     pub create_fails: AtomicBool,
     /// Signals are acknowledged and not delivered.
     pub ignores_signals: AtomicBool,
@@ -57,6 +58,7 @@ impl Guest {
             streams: Mutex::default(),
             calls: Mutex::default(),
             attach_fails: AtomicBool::default(),
+            attach_hangs: AtomicBool::default(),
             create_fails: AtomicBool::default(),
             ignores_signals: AtomicBool::default(),
             signals_time_out: AtomicBool::default(),
@@ -204,6 +206,10 @@ impl MicroVm for FakeVm {
     }
 
     async fn attach(&self, _: &ContainerPlan) -> Result<Attached, SandboxError> {
+        if self.guest.attach_hangs.load(Ordering::Relaxed) {
+            self.guest.calls.lock().unwrap().push("attach".to_owned());
+            std::future::pending::<()>().await;
+        }
         if self.guest.attach_fails.load(Ordering::Relaxed) {
             return Err(SandboxError::Gone("test".to_owned()));
         }

@@ -346,3 +346,21 @@ async fn a_pod_that_wants_what_is_the_nodes_does_not_boot() {
     let member = MEMBER.replace('{', r#"{"io.bulkhead.vcpus":"lots","#);
     assert!(sentence(bench.create("c1", &member).await).starts_with("annotation io.bulkhead.vcpus must be a number"));
 }
+
+#[tokio::test]
+async fn a_creation_that_hangs_does_not_keep_the_shim_of_a_pod_that_is_gone() {
+    let bench = Bench::new().await;
+    bench.create("web", SANDBOX).await.unwrap();
+    bench.guest.attach_hangs.store(true, Ordering::Relaxed);
+    let (client, request) = (bench.client.clone(), bench.request("c1", MEMBER));
+    let creating = tokio::spawn(async move { client.create(soon(), &request).await });
+    while !bench.guest.called("attach") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.shut_down().await;
+    assert!(!bench.is_over().await, "the pod is there");
+    bench.kill("web", "", 9).await.unwrap();
+    bench.delete("web", "").await.unwrap();
+    assert!(bench.is_over().await);
+    creating.abort();
+}
