@@ -1,13 +1,12 @@
 //! Removing all that a sandbox has on the node. The same steps end a sandbox in peace, after a failed boot, and after a
 //! crash of its shim: each is idempotent, and none needs the guest or this process's memory.
 
-use super::SandboxError;
 use super::cgroup::Cgroup;
 use super::host::{Host, SandboxDirectory};
 use super::id::SandboxId;
-use super::mount::{remove_skeleton, unmount_all};
+use super::mount::remove_skeleton;
 use super::state::Record;
-use super::uid;
+use super::{SandboxError, share, uid};
 use std::time::Duration;
 
 /// For killed processes to end when `delete` waits: they do so within milliseconds, unless the kernel is stuck with them.
@@ -25,7 +24,7 @@ pub(super) fn cleanup_on(host: &Host, sandbox: &SandboxId, limit: Duration) -> R
     }
     // Processes first: nobody uses the mounts and the user id after that.
     let ended = end_processes(host, &directory, sandbox, limit);
-    let files = remove_share(&directory);
+    let files = share::remove(&directory);
     if let (Err(_), Err(error)) = (&ended, &files) {
         tracing::error!(%error, "the sandbox's share stays");
     }
@@ -50,14 +49,6 @@ fn end_processes(
     let cgroup = Cgroup::new(&host.cgroups, &record.cgroup, sandbox);
     cgroup.kill(limit)?;
     cgroup.remove(&record.made)
-}
-
-fn remove_share(directory: &SandboxDirectory) -> Result<(), SandboxError> {
-    unmount_all(&directory.share()).map_err(SandboxError::host("unmount", &directory.share().display()))?;
-    for part in [directory.share(), directory.tree()] {
-        remove_skeleton(&part, &[]).map_err(SandboxError::host("remove", &part.display()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

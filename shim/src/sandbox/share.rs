@@ -18,18 +18,35 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Starts the file server of a sandbox. Returns it with the VMM's end of its socket.
+/// Makes the empty share of a sandbox. What a failed attempt left is no hindrance.
+pub(super) fn make(directory: &SandboxDirectory) -> Result<(), SandboxError> {
+    let (tree, share) = (directory.tree(), directory.share());
+    if tree.exists() || share.exists() {
+        remove(directory)?;
+    }
+    for path in [&tree, &share] {
+        std::fs::create_dir(path).map_err(SandboxError::host("create", &path.display()))?;
+    }
+    make_share(&tree, &share).map_err(SandboxError::host("mount", &share.display()))
+}
+
+/// Unmounts and removes the share with all that is in it. Nothing there is fine.
+pub(super) fn remove(directory: &SandboxDirectory) -> Result<(), SandboxError> {
+    unmount_all(&directory.share()).map_err(SandboxError::host("unmount", &directory.share().display()))?;
+    for part in [directory.share(), directory.tree()] {
+        remove_skeleton(&part, &[]).map_err(SandboxError::host("remove", &part.display()))?;
+    }
+    Ok(())
+}
+
+/// Starts the file server of a share. Returns it with the VMM's end of its socket.
 pub(super) fn serve(
     host: &Host,
     directory: &SandboxDirectory,
     cgroup: &Cgroup,
     oom_score: u16,
 ) -> Result<(Process, OwnedFd), SandboxError> {
-    let (tree, share) = (directory.tree(), directory.share());
-    for path in [&tree, &share] {
-        std::fs::create_dir(path).map_err(SandboxError::host("create", &path.display()))?;
-    }
-    make_share(&tree, &share).map_err(SandboxError::host("mount", &share.display()))?;
+    let share = directory.share();
     let (ours, theirs) = packet_pair().map_err(SandboxError::host("create", "the file server's socket"))?;
     let path = host.file_server();
     let arguments = [OsStr::new("--root"), share.as_os_str()];
@@ -164,6 +181,22 @@ mod tests {
         let options = TreeOptions { recursive: true, read_only: true, follows_source: false };
         let error = files.mount_volume(0, Path::new("/nonexistent"), options).unwrap_err().to_string();
         assert!(error.starts_with("cannot share /nonexistent with container web: "), "{error}");
+    }
+
+    #[test]
+    fn a_share_can_be_made_again_after_a_failure() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: mounting needs root");
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let directory = Host::below(root.path()).directory(&SandboxId::test("ns", "pod"));
+        std::fs::create_dir_all(directory.tree()).unwrap();
+        make(&directory).unwrap();
+        let again = make(&directory);
+        remove(&directory).unwrap();
+        again.unwrap();
+        assert!(!directory.tree().exists() && !directory.share().exists());
     }
 
     #[test]
