@@ -2,7 +2,7 @@
 
 use super::exits::Exits;
 use crate::jail::{self, ThreadKind};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use vmm_protocol::StopReason;
@@ -53,11 +53,21 @@ pub fn spawn(vcpu: VcpuFd, exits: Arc<Exits>, stop: Arc<Stop>) -> io::Result<()>
     Ok(())
 }
 
+/// Emulations that KVM may refuse in a row.
+///
+/// KVM does not emulate an instruction while an event is being delivered. Under QEMU's emulation of SVM, which leaves the
+/// last page fault in EXITINTINFO as no longer valid, a newer KVM (seen with 7.2, not with 6.12) takes that for one.
+/// Entering the guest again clears it. A guest that makes this happen for real is stopped after a few rounds.
+const MAX_REFUSALS: u32 = 4;
+
 /// Runs a vCPU until its guest stops.
 pub fn run(mut vcpu: VcpuFd, exits: &Exits) -> StopReason {
+    let mut refusals = 0;
     loop {
         match vcpu.run() {
+            Ok(VcpuExit::InternalError) if refusals < MAX_REFUSALS => refusals += 1,
             Ok(exit) => {
+                refusals = 0;
                 if let Some(reason) = exits.handle(exit) {
                     return reason;
                 }
