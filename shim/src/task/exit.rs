@@ -11,6 +11,7 @@ use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::topics::TASK_EXIT_EVENT_TOPIC;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// For output to reach the node after its process ended.
@@ -29,10 +30,15 @@ const NEWS_LIMIT: Duration = Duration::from_secs(1);
 /// From the end of a container's first process until it is told.
 pub const TELL_LIMIT: Duration = EXECS_LIMIT.saturating_add(Duration::from_secs(1));
 
-/// Follows a process to its end, in the background.
-pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>, container: &Arc<Container>, process: &Arc<Process>) {
+/// Follows a process to its end, in the background. May begin before the start.
+pub fn watch(
+    pod: &Arc<Pod>,
+    vm: &Arc<dyn MicroVm>,
+    container: &Arc<Container>,
+    process: &Arc<Process>,
+) -> AbortHandle {
     let (pod, vm, container, process) = (pod.clone(), vm.clone(), container.clone(), process.clone());
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let exit = tokio::select! {
             exit = end(&*vm, &container, &process) => exit,
             // Told by someone else.
@@ -40,6 +46,7 @@ pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>, container: &Arc<Container>, 
         };
         report(&pod, &container, &process, exit).await;
     });
+    task.abort_handle()
 }
 
 /// Returns how the process ended, or that it was lost with its microVM.
@@ -79,6 +86,8 @@ async fn gone(vm: &dyn MicroVm) {
 }
 
 async fn report(pod: &Pod, container: &Container, process: &Process, exit: Exit) {
+    // An added process has its streams when its start is over.
+    process.settled().await;
     let execs_limit = Instant::now() + EXECS_LIMIT;
     drain(process).await;
     if process.exec.is_none() {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
-const SIGKILL: u32 = 9;
+pub const SIGKILL: u32 = 9;
 
 /// Linux's highest, `SIGRTMAX`.
 const MAX_SIGNAL: u32 = 64;

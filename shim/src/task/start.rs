@@ -2,10 +2,14 @@
 
 use super::container::{Container, Process};
 use super::exit;
+use super::kill::SIGKILL;
 use super::pod::Pod;
 use super::process::{Change, Question};
 use super::vm::MicroVm;
 use crate::error::TaskError;
+use crate::identifier::Identifier;
+use crate::sandbox::AgentError;
+use agent_protocol::agent::SignalRequest;
 use agent_protocol::stream::{Channel, Hello};
 use containerd_shim_protos::api::{StartRequest, StartResponse};
 use containerd_shim_protos::events::task::{TaskExecStarted, TaskStart};
@@ -19,36 +23,72 @@ pub async fn start(pod: Arc<Pod>, request: StartRequest) -> Result<StartResponse
         container.init.allows(Question::Join)?;
     }
     process.change(Change::Start)?;
-    if let Err(error) = run(&pod, &*vm, &container, &process).await {
-        if process.exec.is_some() {
-            process.close_stdio();
-        }
+    let result = if container.is_sandbox {
+        Ok(())
+    } else if let Some(exec) = &process.exec {
+        start_added(&pod, &vm, &container, &process, exec).await
+    } else {
+        start_first(&*vm, &process).await
+    };
+    if let Err(error) = result {
         process.change(Change::StartFailed)?;
         return Err(error);
     }
     // The event first: from the change on, the exit may be told.
     publish(&pod, &container, &process);
     process.change(Change::Started)?;
-    if process.exec.is_some() {
-        exit::watch(&pod, &vm, &container, &process);
-    }
     Ok(StartResponse { pid: container.pid, ..Default::default() })
 }
 
-async fn run(pod: &Pod, vm: &dyn MicroVm, container: &Container, process: &Process) -> Result<(), TaskError> {
-    if container.is_sandbox {
-        return Ok(());
-    }
-    if let Some(exec) = &process.exec {
-        let opened = process.stdio.open(&pod.namespace, &container.id)?;
-        let hello =
-            Hello { container_id: container.id.to_string(), exec_id: exec.to_string(), channel: Channel::Stdout };
-        let copies = opened.connect(&hello, |hello| async move { vm.open_stream(&hello).await }).await?;
-        process.set_copies(copies);
-    }
+async fn start_first(vm: &dyn MicroVm, process: &Process) -> Result<(), TaskError> {
     process.begin_input()?;
     vm.agent().start(&process.request()).await?;
     Ok(())
+}
+
+/// One journey to the guest for all of it, since `exec` is a hot path: the guest keeps the streams and the exit for
+/// whoever comes, early or late.
+async fn start_added(
+    pod: &Arc<Pod>,
+    vm: &Arc<dyn MicroVm>,
+    container: &Arc<Container>,
+    process: &Arc<Process>,
+    exec: &Identifier,
+) -> Result<(), TaskError> {
+    let opened = process.stdio.open(&pod.namespace, &container.id)?;
+    let hello = Hello { container_id: container.id.to_string(), exec_id: exec.to_string(), channel: Channel::Stdout };
+    let streams = async {
+        let copies = opened.connect(&hello, |hello| async move { vm.open_stream(&hello).await }).await?;
+        process.set_copies(copies);
+        process.begin_input()?;
+        Ok(())
+    };
+    let request = process.request();
+    let watch = exit::watch(pod, vm, container, process);
+    let (streams, started) = tokio::join!(streams, vm.agent().start(&request));
+    let refused = matches!(started, Err(AgentError::Refused { .. }));
+    let result = started.map_err(TaskError::from).and(streams);
+    if result.is_err() {
+        // What did not start has no exit to tell, though the guest has one for it.
+        watch.abort();
+        process.close_stdio();
+        if !refused {
+            give_up(&**vm, process).await;
+        }
+    }
+    result
+}
+
+/// Ends a process that may run although its start failed.
+async fn give_up(vm: &dyn MicroVm, process: &Process) {
+    let signal = SignalRequest {
+        container_id: process.container.to_string(),
+        exec_id: process.exec_id().to_owned(),
+        signal: SIGKILL,
+        ..Default::default()
+    };
+    // It may not run after all, or the guest be gone.
+    let _ = vm.agent().signal(&signal).await;
 }
 
 fn publish(pod: &Pod, container: &Container, process: &Process) {

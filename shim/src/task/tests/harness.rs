@@ -39,6 +39,11 @@ pub struct Guest {
     pub calls: Mutex<Vec<String>>,
     pub attach_fails: AtomicBool,
     pub attach_hangs: AtomicBool,
+    /// As the agent does it: the process has ended then.
+    pub start_fails: AtomicBool,
+    /// Streams open when their process has been started.
+    pub streams_follow_start: AtomicBool,
+    pub streams_fail: AtomicBool,
     pub create_fails: AtomicBool,
     /// Signals are acknowledged and not delivered.
     pub ignores_signals: AtomicBool,
@@ -59,6 +64,9 @@ impl Guest {
             calls: Mutex::default(),
             attach_fails: AtomicBool::default(),
             attach_hangs: AtomicBool::default(),
+            start_fails: AtomicBool::default(),
+            streams_follow_start: AtomicBool::default(),
+            streams_fail: AtomicBool::default(),
             create_fails: AtomicBool::default(),
             ignores_signals: AtomicBool::default(),
             signals_time_out: AtomicBool::default(),
@@ -118,7 +126,12 @@ impl AgentService for FakeAgent {
     }
 
     async fn start(&self, _: &TtrpcContext, request: guest::ProcessRequest) -> ttrpc::Result<guest::StartResponse> {
-        self.0.note("start", &request);
+        let process = self.0.note("start", &request);
+        if self.0.start_fails.load(Ordering::Relaxed) {
+            self.0.end(&process, 255);
+            let status = ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, "executable file `foo` not found");
+            return Err(ttrpc::Error::RpcStatus(status));
+        }
         Ok(guest::StartResponse::new())
     }
 
@@ -130,6 +143,7 @@ impl AgentService for FakeAgent {
     }
 
     async fn signal(&self, _: &TtrpcContext, request: guest::SignalRequest) -> ttrpc::Result<guest::Empty> {
+        self.0.calls.lock().unwrap().push(format!("kill {}/{}", request.container_id, request.exec_id));
         if self.0.signals_time_out.load(Ordering::Relaxed) {
             return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "slow")));
         }
@@ -199,6 +213,13 @@ impl MicroVm for FakeVm {
     }
 
     async fn open_stream(&self, hello: &Hello) -> Result<UnixStream, SandboxError> {
+        let start = format!("start {}/{}", hello.container_id, hello.exec_id);
+        while self.guest.streams_follow_start.load(Ordering::Relaxed) && !self.guest.called(&start) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if self.guest.streams_fail.load(Ordering::Relaxed) {
+            return Err(SandboxError::Gone("test".to_owned()));
+        }
         let (ours, guests) = UnixStream::pair().unwrap();
         let name = format!("{}/{}/{:?}", hello.container_id, hello.exec_id, hello.channel);
         self.guest.streams.lock().unwrap().insert(name, guests);

@@ -364,3 +364,36 @@ async fn a_creation_that_hangs_does_not_keep_the_shim_of_a_pod_that_is_gone() {
     assert!(bench.is_over().await);
     creating.abort();
 }
+
+#[tokio::test]
+async fn an_added_process_starts_while_its_streams_are_opened() {
+    let bench = Bench::new().await;
+    bench.run("web").await;
+    bench.exec_with_stdin("web", "e1", &bench.fifo("stdin")).await.unwrap();
+    bench.guest.streams_follow_start.store(true, Ordering::Relaxed);
+    bench.guest.end("web/e1", 7);
+    bench.start("web", "e1").await.unwrap();
+    assert_eq!(bench.events(3).await, ["exec-added", "exec-started", "exit e1 7"]);
+}
+
+#[tokio::test]
+async fn an_added_process_that_did_not_start_has_no_exit_and_can_be_deleted() {
+    let bench = Bench::new().await;
+    bench.run("web").await;
+    bench.exec_with_stdin("web", "e1", &bench.fifo("stdin")).await.unwrap();
+    bench.guest.start_fails.store(true, Ordering::Relaxed);
+    assert_eq!(code(bench.start("web", "e1").await), Code::INVALID_ARGUMENT);
+    assert!(!bench.guest.called("kill web/e1"), "the guest knows that it does not run");
+    bench.delete("web", "e1").await.unwrap();
+
+    bench.exec_with_stdin("web", "e2", &bench.fifo("stdin2")).await.unwrap();
+    bench.guest.start_fails.store(false, Ordering::Relaxed);
+    bench.guest.streams_fail.store(true, Ordering::Relaxed);
+    assert_eq!(code(bench.start("web", "e2").await), Code::UNAVAILABLE);
+    assert!(bench.guest.called("kill web/e2"), "it does not go on without its streams");
+    bench.delete("web", "e2").await.unwrap();
+    assert_eq!(bench.events(2).await, ["exec-added", "exec-added"]);
+    // Time for the wrong event to come.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(bench.no_event());
+}
