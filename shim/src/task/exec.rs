@@ -3,6 +3,7 @@
 use super::pod::Pod;
 use crate::error::TaskError;
 use crate::identifier::Identifier;
+use crate::sandbox::guest_process;
 use crate::sandbox::oci::Process;
 use crate::stdio::Stdio;
 use agent_protocol::agent::CreateProcessRequest;
@@ -21,7 +22,7 @@ pub async fn exec(pod: Arc<Pod>, request: ExecProcessRequest) -> Result<Empty, T
     let create = CreateProcessRequest {
         container_id: container.id.to_string(),
         exec_id: exec.to_string(),
-        process: guest_process(&request.spec.value)?,
+        process: added_process(&request.spec.value)?,
         streams: Some(stdio.streams()).into(),
         ..Default::default()
     };
@@ -37,19 +38,14 @@ pub async fn exec(pod: Arc<Pod>, request: ExecProcessRequest) -> Result<Empty, T
     Ok(Empty::new())
 }
 
-/// The OCI process as the guest is to see it: without the node's security modules, which the guest has none of.
-fn guest_process(json: &[u8]) -> Result<Vec<u8>, TaskError> {
+/// The OCI process as the guest is to see it.
+fn added_process(json: &[u8]) -> Result<Vec<u8>, TaskError> {
     let invalid = |error: serde_json::Error| TaskError::Invalid(format!("not an OCI process: {error}"));
-    let mut process: Process = serde_json::from_slice(json).map_err(invalid)?;
+    let process: Process = serde_json::from_slice(json).map_err(invalid)?;
     if process.args.is_empty() {
         return Err(TaskError::Invalid("the added process has no command: args is empty".to_owned()));
     }
-    for label in ["apparmorProfile", "selinuxLabel"] {
-        if process.other.remove(label).is_some() {
-            tracing::debug!(label, "label of the node is dropped");
-        }
-    }
-    serde_json::to_vec(&process).map_err(invalid)
+    serde_json::to_vec(&guest_process(process)).map_err(invalid)
 }
 
 #[cfg(test)]
@@ -59,15 +55,15 @@ mod tests {
     #[test]
     fn labels_of_the_node_stay_there_and_the_rest_passes() {
         let json = br#"{"args":["sh"],"cwd":"/","apparmorProfile":"x","noNewPrivileges":true}"#;
-        let process: serde_json::Value = serde_json::from_slice(&guest_process(json).unwrap()).unwrap();
+        let process: serde_json::Value = serde_json::from_slice(&added_process(json).unwrap()).unwrap();
         let expected = serde_json::json!({"args": ["sh"], "cwd": "/", "noNewPrivileges": true, "terminal": false});
         assert_eq!(process, expected);
     }
 
     #[test]
     fn a_process_without_a_command_is_refused() {
-        let error = guest_process(br#"{"args":[],"cwd":"/"}"#).unwrap_err();
+        let error = added_process(br#"{"args":[],"cwd":"/"}"#).unwrap_err();
         assert_eq!(error.to_string(), "the added process has no command: args is empty");
-        assert!(guest_process(b"[").unwrap_err().to_string().starts_with("not an OCI process: "));
+        assert!(added_process(b"[").unwrap_err().to_string().starts_with("not an OCI process: "));
     }
 }
