@@ -31,6 +31,8 @@ pub enum StdioError {
     Address(String),
     #[error("{0:?} can't be an input: only a FIFO can")]
     NotAnInput(String),
+    #[error("stdout and stderr name different loggers, and one serves both")]
+    TwoLoggers,
     #[error("cannot open {path}")]
     Open { path: PathBuf, source: io::Error },
     #[error("cannot run the logger {program}")]

@@ -25,6 +25,7 @@ pub fn open(
     container: &Identifier,
 ) -> Result<[Option<Output>; 2], StdioError> {
     let mut logger = match &endpoints {
+        [Endpoint::Logger(stdout), Endpoint::Logger(stderr)] if stdout != stderr => return Err(StdioError::TwoLoggers),
         [Endpoint::Logger(logger), _] | [_, Endpoint::Logger(logger)] => {
             Some(logger::run(logger, namespace, container)?)
         }

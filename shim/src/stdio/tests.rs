@@ -218,6 +218,9 @@ async fn what_is_not_there_is_named() {
     assert_eq!(open(&file).unwrap_err().to_string(), "\"file:///etc/passwd\" can't be an input: only a FIFO can");
     let logger = Stdio { stdout: "binary:///nonexistent/log".into(), ..Default::default() };
     assert_eq!(open(&logger).unwrap_err().to_string(), "cannot run the logger /nonexistent/log");
+    let loggers = Stdio { stderr: "binary:///nonexistent/other".into(), ..logger };
+    let sentence = "stdout and stderr name different loggers, and one serves both";
+    assert_eq!(open(&loggers).unwrap_err().to_string(), sentence);
 }
 
 #[test]
