@@ -31,12 +31,7 @@ const NEWS_LIMIT: Duration = Duration::from_secs(1);
 pub const TELL_LIMIT: Duration = EXECS_LIMIT.saturating_add(Duration::from_secs(1));
 
 /// Follows a process to its end, in the background. May begin before the start.
-pub fn watch(
-    pod: &Arc<Pod>,
-    vm: &Arc<dyn MicroVm>,
-    container: &Arc<Container>,
-    process: &Arc<Process>,
-) -> AbortHandle {
+pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>, container: &Arc<Container>, process: &Arc<Process>) -> AbortHandle {
     let (pod, vm, container, process) = (pod.clone(), vm.clone(), container.clone(), process.clone());
     let task = tokio::spawn(async move {
         let exit = tokio::select! {
