@@ -1,7 +1,8 @@
 //! crun's command line, and its last words when it fails.
 //!
 //! crun shares its standard streams with the container, so errors come through a log file. Every run has
-//! a deadline: a runtime that hangs must not hold the shim's call, nor the slot of the next one.
+//! a deadline, its wait for a slot included: a runtime that hangs must not hold the shim's call, nor the slot of the next
+//! one. The shim waits longer for a call than the runs in it can take.
 //!
 //! The agent is protected from the OOM killer, and scores are inherited: every crun starts with the score that its
 //! container has.
@@ -19,11 +20,16 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
 /// Runs at the same time. More would only take memory from the containers.
 const SLOTS: usize = 8;
 
-const DEADLINE: Duration = Duration::from_secs(60);
+/// For what starts programs of the container.
+const LONG: Duration = Duration::from_secs(60);
+
+/// For what only changes or removes.
+const SHORT: Duration = Duration::from_secs(20);
 
 /// Longest log that is searched for an error, and the longest error taken from it, in bytes.
 const MAX_LOG: usize = 64 * 1024;
@@ -105,7 +111,12 @@ impl Crun {
         process: Launched<'_>,
         log: &Path,
     ) -> Result<(), Error> {
-        let _slot = self.slots.acquire().await.expect("never closed");
+        let limit = if ["update", "delete"].contains(&verb) { SHORT } else { LONG };
+        let end = Instant::now() + limit;
+        let late =
+            || Error::Deadline { operation: verb, object: format!("container `{id}`"), seconds: limit.as_secs() };
+        let slot = timeout_at(end, self.slots.acquire()).await;
+        let _slot = slot.map_err(|_| late())?.expect("never closed");
         let mut command = Command::new(&self.program);
         command.env_clear().current_dir("/").arg("--root").arg(&self.state).arg("--cgroup-manager=cgroupfs");
         command.arg("--log").arg(log).arg("--log-format=json").arg(verb).args(args).arg(id.as_str());
@@ -116,7 +127,7 @@ impl Crun {
         // The command holds the process's ends of its pipes: an end of file needs them closed.
         drop(command);
         let child = spawned.map_err(Error::system("run", self.program.display()))?;
-        let exit = finish(child, verb, id).await?;
+        let exit = finish(child, end).await?.ok_or_else(late)?;
         let message = if exit.status == 0 { None } else { Some(last_error(log)) };
         std::fs::remove_file(log).ok();
         match message {
@@ -129,13 +140,14 @@ impl Crun {
     }
 }
 
-async fn finish(mut child: Child, verb: &'static str, id: &ContainerId) -> Result<Exit, Error> {
-    if let Ok(exit) = tokio::time::timeout(DEADLINE, child.wait()).await {
-        return Ok(exit);
+/// `None` when crun had to be killed.
+async fn finish(mut child: Child, end: Instant) -> Result<Option<Exit>, Error> {
+    if let Ok(exit) = timeout_at(end, child.wait()).await {
+        return Ok(Some(exit));
     }
     child.signal(libc::SIGKILL).map_err(Error::system("kill", "crun"))?;
     child.wait().await;
-    Err(Error::Deadline { operation: verb, object: format!("container `{id}`"), seconds: DEADLINE.as_secs() })
+    Ok(None)
 }
 
 fn set_oom_score(command: &mut Command, score: i64) {
@@ -190,6 +202,18 @@ fn parse_log(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_a_slot_counts() {
+        let crun = Crun::new("/nonexistent".into(), "/nonexistent".into(), Arc::new(Reaper::default()));
+        let _others = crun.slots.acquire_many(u32::try_from(SLOTS).unwrap()).await.unwrap();
+        let (id, bundle) = (ContainerId::parse("web").unwrap(), Path::new("/nonexistent"));
+        for (error, limit) in
+            [(crun.start(&id, bundle).await.unwrap_err(), "60"), (crun.delete(&id, bundle).await.unwrap_err(), "20")]
+        {
+            assert!(matches!(error, Error::Deadline { .. }) && error.to_string().contains(limit), "{error}");
+        }
+    }
 
     #[test]
     fn the_last_error_of_the_log_is_the_message() {

@@ -90,8 +90,14 @@ fn sandbox_code(error: &SandboxError) -> Code {
 
 /// The guest chooses its code, so only those pass that say something about its own containers.
 fn agent_code(error: &AgentError) -> Code {
-    const PASSED: [Code; 5] =
-        [Code::NOT_FOUND, Code::ALREADY_EXISTS, Code::FAILED_PRECONDITION, Code::INVALID_ARGUMENT, Code::UNIMPLEMENTED];
+    const PASSED: [Code; 6] = [
+        Code::NOT_FOUND,
+        Code::ALREADY_EXISTS,
+        Code::FAILED_PRECONDITION,
+        Code::INVALID_ARGUMENT,
+        Code::UNIMPLEMENTED,
+        Code::DEADLINE_EXCEEDED,
+    ];
     match error {
         AgentError::Refused { code, .. } if PASSED.contains(code) => *code,
         AgentError::Refused { .. } => Code::UNKNOWN,
@@ -143,6 +149,7 @@ mod tests {
             (TaskError::Agent(AgentError::Deadline { call: "x", limit }), Code::DEADLINE_EXCEEDED),
             (TaskError::Agent(AgentError::Broken { call: "x" }), Code::UNAVAILABLE),
             (refused(Code::NOT_FOUND), Code::NOT_FOUND),
+            (refused(Code::DEADLINE_EXCEEDED), Code::DEADLINE_EXCEEDED),
             (refused(Code::OK), Code::UNKNOWN),
             (refused(Code::UNAUTHENTICATED), Code::UNKNOWN),
             (TaskError::Panicked("create"), Code::UNKNOWN),

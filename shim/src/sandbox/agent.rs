@@ -8,12 +8,20 @@ use agent_protocol::agent::{
 use agent_protocol::agent_ttrpc::AgentClient;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use ttrpc::Code;
 use ttrpc::r#async::Client;
 use ttrpc::context::{self, Context};
 
 /// For calls that the agent answers from its own state or after a few system calls.
 const DEFAULT: Duration = Duration::from_secs(30);
+
+/// For calls in which the agent runs programs of a container. Longer than the agent's own limits together: 10 s for a disk,
+/// 10 s for the share, 60 s for crun and 20 s for crun to take back what failed.
+const LONG: Duration = Duration::from_secs(110);
+
+/// ttrpc's own limits come after ours: the client tells its end as a text, not as a code.
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// Longest text of an agent's error that is passed on, in characters.
 const MAX_TEXT: usize = 1024;
@@ -47,8 +55,7 @@ macro_rules! calls {
         impl Agent {
             $($(#[$doc])* pub async fn $call(&self, request: &$request) -> Result<$response, AgentError> {
                 let limit: Option<Duration> = $limit;
-                let answer = self.client.$call(context_for(limit), request).await;
-                answer.map_err(|error| translate(stringify!($call), limit, error))
+                within(stringify!($call), limit, self.client.$call(context_for(limit), request)).await
             })*
         }
     };
@@ -56,9 +63,9 @@ macro_rules! calls {
 
 calls! {
     configure(ConfigureRequest) -> ConfigureResponse, Some(DEFAULT);
-    create_container(CreateContainerRequest) -> Empty, Some(DEFAULT);
-    create_process(CreateProcessRequest) -> Empty, Some(DEFAULT);
-    start(ProcessRequest) -> StartResponse, Some(DEFAULT);
+    create_container(CreateContainerRequest) -> Empty, Some(LONG);
+    create_process(CreateProcessRequest) -> Empty, Some(LONG);
+    start(ProcessRequest) -> StartResponse, Some(LONG);
     /// Has no deadline: ends with the process or with the microVM.
     wait(ProcessRequest) -> WaitResponse, None;
     /// Bounded well below what containerd waits for: a guest that does not answer is killed instead.
@@ -84,16 +91,27 @@ impl Agent {
 
 fn context_for(limit: Option<Duration>) -> Context {
     // A zero timeout is ttrpc's "none".
-    context::with_duration(limit.unwrap_or(Duration::ZERO))
+    context::with_duration(limit.map_or(Duration::ZERO, |limit| limit + MARGIN))
 }
 
-fn translate(call: &'static str, limit: Option<Duration>, error: ttrpc::Error) -> AgentError {
-    match (error, limit) {
-        (ttrpc::Error::RpcStatus(status), limit) => match (status.code.enum_value(), limit) {
-            (Ok(Code::DEADLINE_EXCEEDED), Some(limit)) => AgentError::Deadline { call, limit },
-            (Ok(code), _) => AgentError::Refused { code, text: printable(&status.message) },
-            (Err(_), _) => AgentError::Refused { code: Code::UNKNOWN, text: printable(&status.message) },
-        },
+async fn within<T>(
+    call: &'static str,
+    limit: Option<Duration>,
+    answer: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    let answer = match limit {
+        Some(limit) => timeout(limit, answer).await.map_err(|_| AgentError::Deadline { call, limit })?,
+        None => answer.await,
+    };
+    answer.map_err(|error| translate(call, error))
+}
+
+fn translate(call: &'static str, error: ttrpc::Error) -> AgentError {
+    match error {
+        ttrpc::Error::RpcStatus(status) => {
+            let code = status.code.enum_value().unwrap_or(Code::UNKNOWN);
+            AgentError::Refused { code, text: printable(&status.message) }
+        }
         _ => AgentError::Broken { call },
     }
 }
@@ -101,4 +119,38 @@ fn translate(call: &'static str, limit: Option<Duration>, error: ttrpc::Error) -
 /// The guest's text, fit for a log line or an error.
 pub(super) fn printable(text: &str) -> String {
     text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_says_nothing_ends_in_the_deadline() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let agent = Agent::new(ours);
+        let limit = Duration::from_secs(5);
+        let error = agent.signal(&SignalRequest::default()).await.unwrap_err();
+        assert_eq!(error, AgentError::Deadline { call: "signal", limit });
+        assert_eq!(error.to_string(), "the guest did not answer signal within 5 s");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_is_gone_breaks_the_call() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let error = Agent::new(ours).signal(&SignalRequest::default()).await.unwrap_err();
+        assert_eq!(error, AgentError::Broken { call: "signal" });
+    }
+
+    #[test]
+    fn what_the_agent_says_is_told_without_control_characters() {
+        let refused = |code, text: &str| AgentError::Refused { code, text: text.to_owned() };
+        let status = ttrpc::Error::RpcStatus(ttrpc::get_status(Code::DEADLINE_EXCEEDED, "crun\x1b took long"));
+        assert_eq!(translate("start", status), refused(Code::DEADLINE_EXCEEDED, "crun  took long"));
+        let mut status = ttrpc::get_status(Code::OK, "x".repeat(2 * MAX_TEXT));
+        status.code = containerd_shim_protos::protobuf::EnumOrUnknown::from_i32(77);
+        assert_eq!(translate("start", ttrpc::Error::RpcStatus(status)), refused(Code::UNKNOWN, &"x".repeat(MAX_TEXT)));
+        assert_eq!(translate("start", ttrpc::Error::RemoteClosed), AgentError::Broken { call: "start" });
+    }
 }

@@ -293,6 +293,7 @@ async fn a_slow_kill_of_an_added_process_does_not_cost_the_pod() {
     bench.exec("web", "e1").await.unwrap();
     bench.start("web", "e1").await.unwrap();
     bench.guest.signals_time_out.store(true, Ordering::Relaxed);
+    tokio::time::pause();
     assert_eq!(code(bench.kill("web", "e1", 9).await), Code::DEADLINE_EXCEEDED);
     assert!(!bench.guest.is_lost());
     bench.kill("web", "", 9).await.unwrap();
