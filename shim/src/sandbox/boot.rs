@@ -5,9 +5,10 @@ use super::cgroup::Cgroup;
 use super::cleanup::{PATIENT, cleanup_on};
 use super::host::{Host, SandboxDirectory, create_directories};
 use super::id::SandboxId;
+use super::lines::{self, Source};
 use super::state::Record;
 use super::vmm::Vmm;
-use super::{Inner, SandboxError, SandboxSpec, lines, uid};
+use super::{Inner, SandboxError, SandboxSpec, uid};
 use agent_protocol::agent::ConfigureRequest;
 use agent_protocol::{AGENT_PORT, VERSION};
 use bulkhead_config::Config;
@@ -117,7 +118,7 @@ async fn start(
     let vmm = Vmm::spawn(host, &cgroup, spec.oom_score)?;
     let (console, console_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
-    lines::forward(console, "console")?;
+    lines::forward(console, Source::Console { debug: config.debug })?;
     let machine = machine(&spec, config, uid);
     let descriptors = [resources.kvm.into(), resources.kernel.into(), resources.root_image.into(), console_writer];
     vmm.boot(machine, &descriptors, BOOT).await?;

@@ -3,8 +3,11 @@
 //! Whoever writes them may be hostile: lines are cut, control characters are blanked, and what comes too fast is dropped
 //! and counted. The pipe is always read, so that a writer never waits for the log.
 
+mod budget;
+
 use super::SandboxError;
 use super::agent::printable;
+use budget::{Budget, Verdict};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,14 +15,21 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tracing::Level;
 
 /// Longest line, in bytes; the rest of a longer one is dropped.
 const MAX_LINE: usize = 1024;
 
-/// Lines that are forwarded in one [`WINDOW`]; a booting kernel with `debug` writes a few hundred.
-const MAX_LINES: u32 = 1000;
+/// Ordinary lines: so many at once, then ten a second.
+const BURST: u32 = 200;
+const INTERVAL: Duration = Duration::from_millis(100);
 
-const WINDOW: Duration = Duration::from_secs(5);
+/// A kernel that boots with all its messages writes a few hundred.
+const DEBUG_BURST: u32 = 1000;
+
+/// Lines that must not drown in ordinary ones have a budget of their own, which is small: a guest can write them too.
+const URGENT_BURST: u32 = 50;
+const URGENT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For what a process left in the pipe when it ended.
 const REST: Duration = Duration::from_millis(200);
@@ -40,43 +50,115 @@ impl Forwarding {
     }
 }
 
+/// Who writes the lines.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source {
+    /// A process of the sandbox: `LEVEL text`.
+    Program(&'static str),
+    /// The guest: its kernel's log. `debug`: someone wants to read all of it.
+    Console { debug: bool },
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Program(name) => name,
+            Self::Console { .. } => "console",
+        }
+    }
+
+    fn budget(self, now: Instant) -> Budget {
+        let burst = if let Self::Console { debug: true } = self { DEBUG_BURST } else { BURST };
+        Budget::new(burst, INTERVAL, now)
+    }
+
+    /// How loud a line is, and what of it is told.
+    fn classify(self, line: &str) -> (Level, &str) {
+        match (self, line.split_once(' ')) {
+            (Self::Console { debug }, _) => (console_level(line, debug), line),
+            (_, Some(("ERROR", text))) => (Level::ERROR, text),
+            (_, Some(("WARN", text))) => (Level::WARN, text),
+            (_, Some(("INFO", text))) => (Level::INFO, text),
+            (_, Some(("DEBUG" | "TRACE", text))) => (Level::DEBUG, text),
+            _ => (Level::INFO, line),
+        }
+    }
+}
+
+/// The node's log is not the guest's: only what ends a guest, or its agent's complaints, is for the operator.
+fn console_level(line: &str, debug: bool) -> Level {
+    let has = |marks: &[&str]| marks.iter().any(|mark| line.contains(mark));
+    // Without `debug` the kernel shows errors only, so that what the agent says there is one.
+    match debug {
+        _ if has(&["Kernel panic", "Oops", "BUG:", "the agent panicked"]) => Level::WARN,
+        false if has(&["bulkhead-agent: "]) => Level::WARN,
+        false => Level::DEBUG,
+        true => Level::INFO,
+    }
+}
+
 /// Forwards the pipe's lines until its last writer is gone.
-pub(super) fn forward(pipe: OwnedFd, source: &'static str) -> Result<Forwarding, SandboxError> {
-    let mut pipe = Receiver::from_owned_fd(pipe).map_err(SandboxError::host("read the log of the", &source))?;
+pub(super) fn forward(pipe: OwnedFd, source: Source) -> Result<Forwarding, SandboxError> {
+    let mut pipe = Receiver::from_owned_fd(pipe).map_err(SandboxError::host("read the log of the", source.name()))?;
     let last_error = Arc::new(Mutex::new(None));
-    let kept = Arc::clone(&last_error);
+    let mut forwarder = Forwarder::new(source, Arc::clone(&last_error), Instant::now());
     let task = tokio::spawn(async move {
         let mut lines = Lines::default();
-        let mut budget = Budget::new(Instant::now());
         let mut chunk = [0; 4096];
         while let Ok(length @ 1..) = pipe.read(&mut chunk).await {
             for line in lines.push(&chunk[..length]) {
-                match budget.spend(Instant::now()) {
-                    Verdict::Forward => record(source, &line, &kept),
-                    Verdict::Drop => {}
-                    Verdict::ForwardAfter(dropped) => {
-                        tracing::warn!(source, dropped, "lines came too fast");
-                        record(source, &line, &kept);
-                    }
-                }
+                forwarder.take(&line, Instant::now());
             }
         }
+        forwarder.end();
     });
     Ok(Forwarding { last_error, task })
 }
 
-fn record(source: &'static str, line: &str, last_error: &Mutex<Option<String>>) {
-    match line.split_once(' ') {
-        Some(("ERROR", text)) => {
-            tracing::error!(source, "{text}");
-            if let Ok(mut kept) = last_error.lock() {
-                *kept = Some(text.to_owned());
-            }
+struct Forwarder {
+    source: Source,
+    ordinary: Budget,
+    urgent: Budget,
+    last_error: Arc<Mutex<Option<String>>>,
+}
+
+impl Forwarder {
+    fn new(source: Source, last_error: Arc<Mutex<Option<String>>>, now: Instant) -> Self {
+        let urgent = Budget::new(URGENT_BURST, URGENT_INTERVAL, now);
+        Self { source, ordinary: source.budget(now), urgent, last_error }
+    }
+
+    fn take(&mut self, line: &str, now: Instant) {
+        let (level, text) = self.source.classify(line);
+        if level == Level::ERROR
+            && let Ok(mut kept) = self.last_error.lock()
+        {
+            *kept = Some(text.to_owned());
         }
-        Some(("WARN", text)) => tracing::warn!(source, "{text}"),
-        Some(("INFO", text)) => tracing::info!(source, "{text}"),
-        Some(("DEBUG" | "TRACE", text)) => tracing::debug!(source, "{text}"),
-        _ => tracing::info!(source, "{line}"),
+        let budget = if level <= Level::WARN { &mut self.urgent } else { &mut self.ordinary };
+        match budget.spend(now) {
+            Verdict::Drop => return,
+            Verdict::Forward => {}
+            Verdict::ForwardAfter(dropped) => self.report(dropped),
+        }
+        let source = self.source.name();
+        match level {
+            Level::ERROR => tracing::error!(source, "{text}"),
+            Level::WARN => tracing::warn!(source, "{text}"),
+            Level::INFO => tracing::info!(source, "{text}"),
+            _ => tracing::debug!(source, "{text}"),
+        }
+    }
+
+    fn end(&mut self) {
+        let dropped = self.ordinary.dropped().saturating_add(self.urgent.dropped());
+        if dropped > 0 {
+            self.report(dropped);
+        }
+    }
+
+    fn report(&self, dropped: u32) {
+        tracing::warn!(source = self.source.name(), dropped, "lines came too fast");
     }
 }
 
@@ -106,43 +188,6 @@ impl Lines {
     }
 }
 
-/// Counts lines per window of time.
-#[derive(Debug)]
-struct Budget {
-    since: Instant,
-    spent: u32,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Forward,
-    /// The first line after so many dropped ones.
-    ForwardAfter(u32),
-    Drop,
-}
-
-impl Budget {
-    fn new(now: Instant) -> Self {
-        Self { since: now, spent: 0 }
-    }
-
-    fn spend(&mut self, now: Instant) -> Verdict {
-        let dropped = if now.saturating_duration_since(self.since) >= WINDOW {
-            let spent = std::mem::take(&mut self.spent);
-            self.since = now;
-            spent.saturating_sub(MAX_LINES)
-        } else {
-            0
-        };
-        self.spent = self.spent.saturating_add(1);
-        match (self.spent > MAX_LINES, dropped) {
-            (true, _) => Verdict::Drop,
-            (false, 0) => Verdict::Forward,
-            (false, dropped) => Verdict::ForwardAfter(dropped),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,15 +208,42 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_dropped_and_counted() {
-        let start = Instant::now();
-        let mut budget = Budget::new(start);
-        for _ in 0..MAX_LINES {
-            assert_eq!(budget.spend(start), Verdict::Forward);
+    fn a_guest_is_loud_only_when_it_breaks() {
+        let level = |line, debug| Source::Console { debug }.classify(line).0;
+        for line in [
+            "[    1.2] Kernel panic - not syncing: no init",
+            "[    1.2] Oops: general protection fault",
+            "[    1.2] BUG: unable to handle page fault",
+            "[    1.2] bulkhead-agent: the agent panicked",
+        ] {
+            assert_eq!([level(line, false), level(line, true)], [Level::WARN; 2], "{line}");
         }
-        assert_eq!(budget.spend(start), Verdict::Drop);
-        assert_eq!(budget.spend(start), Verdict::Drop);
-        assert_eq!(budget.spend(start + WINDOW), Verdict::ForwardAfter(2));
-        assert_eq!(budget.spend(start + WINDOW), Verdict::Forward);
+        let agent = "[    1.2] bulkhead-agent: cannot mount /x";
+        assert_eq!([level(agent, false), level(agent, true)], [Level::WARN, Level::INFO]);
+        // It claims to be a process's line.
+        let other = "ERROR [    1.2] random: crng init done";
+        assert_eq!([level(other, false), level(other, true)], [Level::DEBUG, Level::INFO]);
+    }
+
+    #[test]
+    fn a_panic_does_not_drown() {
+        let now = Instant::now();
+        let mut forwarder = Forwarder::new(Source::Console { debug: false }, Arc::default(), now);
+        for _ in 0..2 * BURST {
+            forwarder.take("noise", now);
+        }
+        assert_eq!(forwarder.ordinary.spend(now), Verdict::Drop);
+        assert_eq!(forwarder.urgent.spend(now), Verdict::Forward);
+    }
+
+    #[test]
+    fn the_last_error_of_a_process_is_kept_even_when_it_is_not_told() {
+        let now = Instant::now();
+        let kept = Arc::default();
+        let mut forwarder = Forwarder::new(Source::Program("VMM"), Arc::clone(&kept), now);
+        for number in 0..=URGENT_BURST {
+            forwarder.take(&format!("ERROR number {number}"), now);
+        }
+        assert_eq!(kept.lock().unwrap().as_deref(), Some("number 50"));
     }
 }

@@ -6,7 +6,7 @@
 
 use super::SandboxError;
 use super::cgroup::Cgroup;
-use super::lines::{self, Forwarding};
+use super::lines::{self, Forwarding, Source};
 use nix::fcntl::OFlag;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -55,7 +55,7 @@ impl Process {
         // Until it is reaped, which is not before the end of this function, the pid is its own.
         let score = format!("/proc/{pid}/oom_score_adj");
         std::fs::write(&score, program.oom_score.to_string()).map_err(SandboxError::host("write", &score))?;
-        let log = lines::forward(log, program.name)?;
+        let log = lines::forward(log, Source::Program(program.name))?;
         let kill = Arc::new(Notify::new());
         let (sender, ended) = watch::channel(None);
         tokio::spawn(reap(program.name, child, Arc::clone(&kill), log, sender));
