@@ -42,7 +42,7 @@ fn a_running_container_is_measured_paused_and_killed(snapshotter: &str) {
     container.kill("SIGKILL").success();
     eventually("the task has stopped", || container.status() == "STOPPED");
     let again = container.kill("SIGKILL");
-    assert!(again.code != 0 && again.stderr().contains("not found"), "{}: {}", again.code, again.stderr());
+    assert!(again.code != 0 && again.stderr().contains("has ended"), "{}: {}", again.code, again.stderr());
     assert_eq!(container.delete_stopped(), 137);
 }
 
