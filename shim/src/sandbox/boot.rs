@@ -78,14 +78,58 @@ pub(super) async fn boot(host: Host, spec: SandboxSpec, config: &Config) -> Resu
     // For the node's root alone.
     create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
     let claim = claim(&directory, &id)?;
-    let result = timeout(BOOT, start(&host, spec, config, resources, claim)).await;
-    let result = result.unwrap_or(Err(SandboxError::deadline("booting the guest", BOOT)));
-    if result.is_err()
-        && let Err(error) = clean(&host, &id).await
-    {
-        tracing::error!(%error, "the failed sandbox left something behind");
+    match prepare_and_start(&host, &spec, config, resources).await {
+        Ok(Started { cgroup, vmm, agent }) => Ok(Inner {
+            host,
+            _claim: claim,
+            id,
+            directory,
+            cgroup,
+            oom_score: spec.oom_score,
+            vmm,
+            agent,
+            file_server: OnceCell::new(),
+            containers: std::sync::Mutex::default(),
+            destroyed: tokio::sync::Mutex::new(false),
+        }),
+        Err(error) => {
+            if let Err(error) = clean(&host, &id).await {
+                tracing::error!(%error, "the failed sandbox left something behind");
+            }
+            Err(error)
+        }
     }
-    result
+}
+
+struct Started {
+    cgroup: Cgroup,
+    vmm: Vmm,
+    agent: Agent,
+}
+
+async fn prepare_and_start(
+    host: &Host,
+    spec: &SandboxSpec,
+    config: &Config,
+    resources: Resources,
+) -> Result<Started, SandboxError> {
+    let (cgroup, uid) = {
+        let (host, spec, first_uid) = (host.clone(), spec.clone(), config.first_uid);
+        // The kernel may take its time for a cgroup.
+        super::attach::blocking(move || prepare(&host, &spec, first_uid)).await?
+    };
+    let started = timeout(BOOT, start(host, spec, config, resources, cgroup, uid)).await;
+    started.unwrap_or_else(|_| Err(SandboxError::deadline("booting the guest", BOOT)))
+}
+
+/// What the VMM needs on the node before it runs: its cgroup and its user id. The record comes first.
+fn prepare(host: &Host, spec: &SandboxSpec, first_uid: u32) -> Result<(Cgroup, u32), SandboxError> {
+    let directory = host.directory(&spec.id);
+    let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup, &spec.id);
+    Record { cgroup: spec.cgroup.clone(), made: cgroup.missing_parents() }.write(&directory)?;
+    let uid = uid::allocate(&host.uids(), first_uid, &spec.id, &directory.owner())?;
+    cgroup.create()?;
+    Ok((cgroup, uid))
 }
 
 async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
@@ -104,42 +148,25 @@ fn claim(directory: &SandboxDirectory, id: &SandboxId) -> Result<Flock<File>, Sa
 
 async fn start(
     host: &Host,
-    spec: SandboxSpec,
+    spec: &SandboxSpec,
     config: &Config,
     resources: Resources,
-    claim: Flock<File>,
-) -> Result<Inner, SandboxError> {
-    let directory = host.directory(&spec.id);
-    let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup, &spec.id);
-    Record { cgroup: spec.cgroup.clone(), made: cgroup.missing_parents() }.write(&directory)?;
-    let uid = uid::allocate(&host.uids(), config.first_uid, &spec.id, &directory.owner())?;
-    cgroup.create()?;
-
+    cgroup: Cgroup,
+    uid: u32,
+) -> Result<Started, SandboxError> {
     let vmm = Vmm::spawn(host, &cgroup, spec.oom_score)?;
     let (console, console_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
     lines::forward(console, Source::Console { debug: config.debug })?;
-    let machine = machine(&spec, config, uid);
+    let machine = machine(spec, config, uid);
     let descriptors = [resources.kvm.into(), resources.kernel.into(), resources.root_image.into(), console_writer];
     vmm.boot(machine, &descriptors, BOOT).await?;
     // The console's log ends with the VMM.
     drop::<[OwnedFd; 4]>(descriptors);
     vmm.agent_ready().await?;
     let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
-    configure(&agent, &spec).await?;
-    Ok(Inner {
-        host: host.clone(),
-        _claim: claim,
-        id: spec.id,
-        directory,
-        cgroup,
-        oom_score: spec.oom_score,
-        vmm,
-        agent,
-        file_server: OnceCell::new(),
-        containers: std::sync::Mutex::default(),
-        destroyed: tokio::sync::Mutex::new(false),
-    })
+    configure(&agent, spec).await?;
+    Ok(Started { cgroup, vmm, agent })
 }
 
 /// Slots are positions in the order of `descriptors` above.
