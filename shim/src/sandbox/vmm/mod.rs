@@ -16,6 +16,9 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use vmm_protocol::{Answer, Call, Device, DeviceId, FdSlot, Machine, PciAddress, StopReason};
 
+// The guest's agent knocks where the VMM listens, though neither links the other's protocol.
+const _: () = assert!(agent_protocol::READY_PORT == vmm_protocol::READY_PORT);
+
 /// For what the VMM does by itself.
 const DEFAULT: Duration = Duration::from_secs(10);
 
