@@ -9,7 +9,7 @@ use crate::error::TaskError;
 use crate::identifier::Identifier;
 use crate::options::RuntimeOptions;
 use crate::sandbox::oci::Spec;
-use crate::sandbox::{self, ContainerPlan, Mount, SandboxError, SandboxSpec};
+use crate::sandbox::{self, AgentError, ContainerPlan, Mount, SandboxError, SandboxSpec};
 use crate::stdio::{Opened, Stdio};
 use agent_protocol::agent::CreateContainerRequest;
 use agent_protocol::stream::{Channel, Hello};
@@ -19,6 +19,11 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::topics::TASK_CREATE_EVENT_TOPIC;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// The shim learns of a microVM's end a moment after its connections broke.
+const END_NOTICED: Duration = Duration::from_secs(1);
 
 pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateTaskResponse, TaskError> {
     if !request.checkpoint.is_empty() {
@@ -46,6 +51,7 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
     if let Some(plan) = plan
         && let Err(error) = make(&*vm, &container, &plan, opened).await
     {
+        let error = explain(&*vm, error).await;
         undo(&pod, &*vm, &container).await;
         return Err(error);
     }
@@ -131,6 +137,22 @@ async fn make(vm: &dyn MicroVm, container: &Container, plan: &ContainerPlan, ope
     let copies = opened.connect(&hello, |hello| async move { vm.open_stream(&hello).await }).await?;
     container.init.set_copies(copies);
     Ok(())
+}
+
+/// A broken connection's error, replaced by the microVM's end if that is what broke it.
+pub(super) async fn explain(vm: &dyn MicroVm, error: TaskError) -> TaskError {
+    if !matches!(
+        error,
+        TaskError::Agent(AgentError::Broken { .. })
+            | TaskError::Sandbox(SandboxError::Agent(AgentError::Broken { .. }))
+    ) {
+        return error;
+    }
+    let mut stopped = vm.stopped();
+    match timeout(END_NOTICED, stopped.wait_for(Option::is_some)).await {
+        Ok(Ok(reason)) => reason.clone().map_or(error, |reason| SandboxError::Gone(reason).into()),
+        _ => error,
+    }
 }
 
 /// Takes back what a failed creation made.

@@ -1,5 +1,6 @@
 mod harness;
 
+use crate::sandbox::AgentError;
 use agent_protocol::stream::Frame;
 use containerd_shim_protos::api::{self, Status};
 use harness::{Bench, code, soon};
@@ -133,6 +134,17 @@ async fn a_lost_microvm_ends_every_process() {
     bench.delete("web", "").await.unwrap();
     bench.shut_down().await;
     assert!(bench.is_over().await);
+}
+
+#[tokio::test]
+async fn a_creation_that_breaks_names_the_microvms_end() {
+    let bench = Bench::new().await;
+    bench.create("web", SANDBOX).await.unwrap();
+    let vm = bench.pod.vm().unwrap();
+    bench.guest.lose_vm();
+    let broken = AgentError::Broken { call: "create_container" };
+    let error = super::create::explain(&*vm, broken.into()).await;
+    assert_eq!(error.to_string(), "the microVM is gone: killed");
 }
 
 #[tokio::test]
