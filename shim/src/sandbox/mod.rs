@@ -124,7 +124,7 @@ struct Inner {
 type Containers = HashMap<Identifier, Vec<attach::Disk>>;
 
 impl Sandbox {
-    /// Boots a microVM to "agent ready". When it fails, nothing of it is left on the node. Takes up to 100 s.
+    /// Boots a microVM to "agent ready". When it fails, nothing of it is left on the node. Takes up to 200 s.
     pub async fn boot(spec: SandboxSpec, config: &Config) -> Result<Self, SandboxError> {
         let inner = boot::boot(Host::of_this_program()?, spec, config).await?;
         Ok(Self { inner: Arc::new(inner) })

@@ -23,7 +23,7 @@ pub const NO_COMMAND: &str = "bulkhead.test/nocmd:latest";
 pub const DEBIAN: &str = "bulkhead.test/debian:latest";
 
 /// Longest wait for anything: a microVM under emulation takes seconds to boot, ten at once take ten times that.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Waits until `condition` holds; panics with `what` when it never does.
 #[track_caller]
