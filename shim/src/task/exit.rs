@@ -18,8 +18,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Without any output, for an added process: it may leave children that hold its output open for good. With a
-/// container's first process all of them are gone.
-const EXEC_QUIET: Duration = Duration::from_secs(2);
+/// container's first process all of them are gone. As long as a guest on an overloaded node may need to bring output
+/// forward after its process ended: less has lost some.
+const EXEC_QUIET: Duration = Duration::from_secs(8);
 
 /// For the exits of added processes to be told after their container ended. Longer than `DRAIN`.
 const EXECS_LIMIT: Duration = Duration::from_secs(12);
