@@ -15,10 +15,7 @@ pub enum Clock {
     Instructions,
 }
 
-/// Without huge pages: QEMU's emulation of SVM loses a guest's instruction pointer when an interrupt is being delivered
-/// into memory that the node's kernel has just taken out of its tables, which is what joining small pages to huge ones
-/// does all the time. The guest then faults for ever at an address of the node's kvm-amd module.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 transparent_hugepage=never";
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1";
 
 /// A disk besides the root disk. The node finds it by its name.
 #[derive(Debug)]
