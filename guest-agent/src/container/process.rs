@@ -4,7 +4,7 @@ use super::state::{Delivery, Removal, State};
 use crate::error::Error;
 use crate::id::ProcessName;
 use crate::reaper::{Child, Exit};
-use crate::stdio::Stdio;
+use crate::stdio::{Stdio, Written};
 use std::sync::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
@@ -13,7 +13,14 @@ pub struct Process {
     pub name: ProcessName,
     pub stdio: Stdio,
     inner: Mutex<Inner>,
-    exit: watch::Sender<Option<Exit>>,
+    end: watch::Sender<Option<End>>,
+}
+
+/// How a process ended, and what it had written by then.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    pub exit: Exit,
+    pub written: Written,
 }
 
 #[derive(Debug)]
@@ -26,7 +33,7 @@ impl Process {
     /// `child`: the process behind a container that crun has created.
     pub fn new(name: ProcessName, stdio: Stdio, child: Option<Child>) -> Self {
         let inner = Mutex::new(Inner { state: State::Created, child });
-        Self { name, stdio, inner, exit: watch::channel(None).0 }
+        Self { name, stdio, inner, end: watch::channel(None).0 }
     }
 
     pub fn begin_start(&self) -> Result<(), Error> {
@@ -49,13 +56,14 @@ impl Process {
     /// Records the end and tells everyone who waits.
     pub fn ended(&self, exit: Exit) {
         self.inner().state.ended(exit);
-        self.exit.send_if_modified(|told| told.is_none() && told.replace(exit).is_none());
+        let end = End { exit, written: self.stdio.written() };
+        self.end.send_if_modified(|told| told.is_none() && told.replace(end).is_none());
     }
 
     /// The end, whenever it is or was. The waiter doesn't keep the process: deleted without an end, it has none.
-    pub fn end(&self) -> impl Future<Output = Option<Exit>> + Send + use<> {
-        let mut exit = self.exit.subscribe();
-        async move { *exit.wait_for(Option::is_some).await.ok()? }
+    pub fn end(&self) -> impl Future<Output = Option<End>> + Send + use<> {
+        let mut end = self.end.subscribe();
+        async move { *end.wait_for(Option::is_some).await.ok()? }
     }
 
     pub fn removal(&self) -> Result<Removal, Error> {

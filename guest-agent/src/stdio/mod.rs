@@ -4,6 +4,7 @@
 //! when it likes, once: before the start or long after the end. What nobody reads stays in the kernel's buffer,
 //! which is the back-pressure. Deleting the process drops this, and with it every pump.
 
+mod output;
 mod pump;
 mod terminal;
 
@@ -13,6 +14,7 @@ use crate::crun::ProcessStreams;
 use crate::error::Error;
 use agent_protocol::stream::Channel;
 use nix::fcntl::OFlag;
+use output::{Meter, OutputPipe};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,6 +34,8 @@ pub struct Wanted {
 #[derive(Debug)]
 pub struct Stdio {
     channels: Mutex<Channels>,
+    stdout: Option<Meter>,
+    stderr: Option<Meter>,
     terminal: Option<watch::Sender<Option<Arc<Terminal>>>>,
     pumps: Mutex<Vec<AbortHandle>>,
 }
@@ -47,9 +51,16 @@ struct Channels {
 #[derive(Debug)]
 enum Endpoint {
     Input(pipe::Sender),
-    Output(pipe::Receiver),
+    Output(Arc<OutputPipe>),
     /// Of the terminal, whichever direction the channel has.
     Terminal(watch::Receiver<Option<Arc<Terminal>>>),
+}
+
+/// Bytes written to each pipe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    pub stdout: u64,
+    pub stderr: u64,
 }
 
 /// A channel that was claimed for a connection, which may now be told so.
@@ -62,22 +73,26 @@ impl Stdio {
         let failed = || Error::system("create", "a pipe");
         let mut channels = Channels::default();
         let mut ends = ProcessStreams::default();
+        let (mut stdout, mut stderr) = (None, None);
         if wanted.stdin {
             let (reader, writer) = pipe_pair()?;
             channels.stdin = Some(Endpoint::Input(pipe::Sender::from_owned_fd(writer).map_err(failed())?));
             ends.stdin = Some(reader);
         }
-        for (wanted, channel, end) in [
-            (wanted.stdout, &mut channels.stdout, &mut ends.stdout),
-            (wanted.stderr, &mut channels.stderr, &mut ends.stderr),
+        for (wanted, channel, end, meter) in [
+            (wanted.stdout, &mut channels.stdout, &mut ends.stdout, &mut stdout),
+            (wanted.stderr, &mut channels.stderr, &mut ends.stderr, &mut stderr),
         ] {
             if wanted {
                 let (reader, writer) = pipe_pair()?;
-                *channel = Some(Endpoint::Output(pipe::Receiver::from_owned_fd(reader).map_err(failed())?));
+                let (pipe, counter) = OutputPipe::new(reader).map_err(failed())?;
+                *channel = Some(Endpoint::Output(pipe));
                 *end = Some(writer);
+                *meter = Some(counter);
             }
         }
-        Ok((Self { channels: Mutex::new(channels), terminal: None, pumps: Mutex::default() }, ends))
+        let channels = Mutex::new(channels);
+        Ok((Self { channels, stdout, stderr, terminal: None, pumps: Mutex::default() }, ends))
     }
 
     /// A terminal, which `set_terminal` brings later.
@@ -85,7 +100,8 @@ impl Stdio {
         let (sender, receiver) = watch::channel(None);
         let endpoint = |wanted: bool| wanted.then(|| Endpoint::Terminal(receiver.clone()));
         let channels = Channels { stdin: endpoint(wanted.stdin), stdout: endpoint(wanted.stdout), stderr: None };
-        let stdio = Self { channels: Mutex::new(channels), terminal: Some(sender), pumps: Mutex::default() };
+        let channels = Mutex::new(channels);
+        let stdio = Self { channels, stdout: None, stderr: None, terminal: Some(sender), pumps: Mutex::default() };
         if !wanted.stdout {
             // A process must not stop at a full terminal that nobody is going to read.
             stdio.keep(tokio::spawn(pump::discard(receiver)).abort_handle());
@@ -97,6 +113,12 @@ impl Stdio {
         if let Some(sender) = &self.terminal {
             sender.send_replace(Some(Arc::new(terminal)));
         }
+    }
+
+    /// What was written so far to the pipes that are wanted.
+    pub fn written(&self) -> Written {
+        let written = |meter: &Option<Meter>| meter.as_ref().map_or(0, Meter::written);
+        Written { stdout: written(&self.stdout), stderr: written(&self.stderr) }
     }
 
     /// Sets the terminal's size. Without a terminal, or with one whose process has ended, nothing happens.

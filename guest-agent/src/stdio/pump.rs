@@ -17,7 +17,7 @@ type TerminalSlot = watch::Receiver<Option<Arc<Terminal>>>;
 pub(super) async fn run(endpoint: Endpoint, channel: Channel, stream: impl AsyncRead + AsyncWrite + Unpin) {
     let result = match (endpoint, channel) {
         (Endpoint::Input(pipe), _) => input(stream, pipe).await,
-        (Endpoint::Output(pipe), _) => output(pipe, stream).await,
+        (Endpoint::Output(pipe), _) => output(&*pipe, stream).await,
         (Endpoint::Terminal(slot), Channel::Stdin) => match wait_for_terminal(slot).await {
             Some(terminal) => input(stream, &*terminal).await,
             None => Ok(()),

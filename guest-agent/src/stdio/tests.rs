@@ -49,6 +49,23 @@ async fn output_of_a_process_that_ended_before_the_attachment_is_kept() {
 }
 
 #[tokio::test]
+async fn what_was_written_is_counted_forwarded_or_not() {
+    let (stdio, ends) = Stdio::pipes(ALL).unwrap();
+    let (mut stdout, mut stderr) =
+        (std::fs::File::from(ends.stdout.unwrap()), ends.stderr.map(std::fs::File::from).unwrap());
+    stdout.write_all(b"forwarded").unwrap();
+    let mut stream = attached(&stdio, Channel::Stdout);
+    let mut frame = [0; HEADER + 9];
+    stream.read_exact(&mut frame).await.unwrap();
+    stdout.write_all(b" and not").unwrap();
+    stderr.write_all(b"kept").unwrap();
+    assert_eq!(stdio.written(), Written { stdout: 17, stderr: 4 });
+    drop((stdout, stream, stdio.attach(Channel::Stderr)));
+    tokio::task::yield_now().await;
+    assert_eq!(stdio.written().stderr, 0, "what nobody will read is not counted");
+}
+
+#[tokio::test]
 async fn the_end_of_input_closes_the_pipe() {
     let (stdio, ends) = Stdio::pipes(ALL).unwrap();
     let mut stream = attached(&stdio, Channel::Stdin);

@@ -90,9 +90,11 @@ impl Opened {
         )?;
         let copies = Copies::default();
         *lock(&copies.waiting_input) = self.stdin.zip(stdin);
-        for (output, stream) in [(self.stdout, stdout), (self.stderr, stderr)] {
+        for (channel, output, stream) in
+            [(Channel::Stdout, self.stdout, stdout), (Channel::Stderr, self.stderr, stderr)]
+        {
             if let (Some(output), Some(stream)) = (output, stream) {
-                copies.start_output(output, stream);
+                copies.start_output(channel, output, stream);
             }
         }
         Ok(copies)
@@ -108,10 +110,33 @@ pub struct Copies {
     writer: Mutex<Option<InputWriter>>,
     input: Mutex<Option<AbortHandle>>,
     outputs: Mutex<Vec<AbortHandle>>,
-    /// Outputs that have not ended.
-    open: watch::Sender<usize>,
-    /// Sent to whenever output reached the node's end.
-    moved: watch::Sender<()>,
+    progress: watch::Sender<Vec<Progress>>,
+}
+
+/// How far one output has come.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    channel: Channel,
+    /// Bytes that reached the node's end.
+    delivered: u64,
+    ended: bool,
+}
+
+/// How much of each output is waited for, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    pub stdout: u64,
+    pub stderr: u64,
+}
+
+impl Awaited {
+    /// All of it: up to the channels' ends.
+    pub const END: Self = Self { stdout: u64::MAX, stderr: u64::MAX };
+
+    fn is_met(&self, output: &Progress) -> bool {
+        let bytes = if output.channel == Channel::Stderr { self.stderr } else { self.stdout };
+        output.ended || output.delivered >= bytes
+    }
 }
 
 impl Default for Copies {
@@ -121,8 +146,7 @@ impl Default for Copies {
             writer: Mutex::default(),
             input: Mutex::default(),
             outputs: Mutex::default(),
-            open: watch::Sender::new(0),
-            moved: watch::Sender::new(()),
+            progress: watch::Sender::default(),
         }
     }
 }
@@ -143,12 +167,15 @@ impl Copies {
         Ok(())
     }
 
-    fn start_output(&self, output: Output, stream: UnixStream) {
-        self.open.send_modify(|open| *open += 1);
-        let (ended, moved) = (Ended(self.open.clone()), self.moved.clone());
+    fn start_output(&self, channel: Channel, output: Output, stream: UnixStream) {
+        let mut index = 0;
+        self.progress.send_modify(|outputs| {
+            index = outputs.len();
+            outputs.push(Progress { channel, delivered: 0, ended: false });
+        });
+        let report = Report { progress: self.progress.clone(), index };
         let task = tokio::spawn(async move {
-            let _ended = ended;
-            if let Err(error) = output.copy(stream, || moved.send_modify(|()| ())).await {
+            if let Err(error) = output.copy(stream, |bytes| report.delivered(bytes)).await {
                 tracing::debug!(%error, "output ended early");
             }
         });
@@ -160,22 +187,11 @@ impl Copies {
         lock(&self.writer).take();
     }
 
-    /// Waits until all output has reached the node's ends. False: it has not within `limit`.
-    pub async fn drained(&self, limit: Duration) -> bool {
-        let mut open = self.open.subscribe();
-        tokio::time::timeout(limit, open.wait_for(|&open| open == 0)).await.is_ok()
-    }
-
-    /// The same, and gives up when nothing has moved for `quiet`: a slow reader gets all, an output that is held open
-    /// for nothing costs little.
-    pub async fn drained_while_moving(&self, quiet: Duration, limit: Duration) -> bool {
-        let mut moved = self.moved.subscribe();
-        // The sender lives as long as `self`.
-        let still = async { while tokio::time::timeout(quiet, moved.changed()).await.is_ok() {} };
-        tokio::select! {
-            drained = self.drained(limit) => drained,
-            () = still => false,
-        }
+    /// Waits until output has reached the node's ends, up to `awaited` or its end. False: it has not within `limit`.
+    pub async fn drained(&self, awaited: Awaited, limit: Duration) -> bool {
+        let mut progress = self.progress.subscribe();
+        let met = progress.wait_for(|outputs| outputs.iter().all(|output| awaited.is_met(output)));
+        tokio::time::timeout(limit, met).await.is_ok()
     }
 
     /// Stops reading stdin: nobody in the guest reads it any more.
@@ -202,12 +218,25 @@ impl Drop for Copies {
     }
 }
 
-/// Counts an output as ended, however its task ends.
-struct Ended(watch::Sender<usize>);
+/// Tells of one output's progress, and of its end however its task ends.
+struct Report {
+    progress: watch::Sender<Vec<Progress>>,
+    index: usize,
+}
 
-impl Drop for Ended {
+impl Report {
+    fn delivered(&self, bytes: usize) {
+        self.change(|output| output.delivered = output.delivered.saturating_add(bytes as u64));
+    }
+
+    fn change(&self, change: impl FnMut(&mut Progress)) {
+        self.progress.send_modify(|outputs| outputs.get_mut(self.index).into_iter().for_each(change));
+    }
+}
+
+impl Drop for Report {
     fn drop(&mut self) {
-        self.0.send_modify(|open| *open -= 1);
+        self.change(|output| output.ended = true);
     }
 }
 

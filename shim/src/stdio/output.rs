@@ -55,9 +55,9 @@ fn open_file(path: &Path) -> Result<File, StdioError> {
 }
 
 impl Output {
-    /// Copies until the channel's end, and calls `moved` whenever bytes were taken. An error when the connection breaks
+    /// Copies until the channel's end, and tells `delivered` how many bytes were taken each time. An error when the connection breaks
     /// without an end.
-    pub async fn copy(mut self, mut stream: UnixStream, moved: impl Fn()) -> io::Result<()> {
+    pub async fn copy(mut self, mut stream: UnixStream, delivered: impl Fn(usize)) -> io::Result<()> {
         let mut buffer = Vec::new();
         loop {
             let mut header = [0; HEADER];
@@ -69,11 +69,11 @@ impl Output {
                 buffer.resize(length, 0);
             }
             stream.read_exact(&mut buffer[..length]).await?;
-            self.write(&buffer[..length], &moved).await?;
+            self.write(&buffer[..length], &delivered).await?;
         }
     }
 
-    async fn write(&mut self, mut bytes: &[u8], moved: impl Fn()) -> io::Result<()> {
+    async fn write(&mut self, mut bytes: &[u8], delivered: impl Fn(usize)) -> io::Result<()> {
         while !bytes.is_empty() {
             let length = match self {
                 Self::Pipe(pipe) => pipe.write(bytes).await?,
@@ -83,7 +83,7 @@ impl Output {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             bytes = &bytes[length..];
-            moved();
+            delivered(length);
         }
         Ok(())
     }

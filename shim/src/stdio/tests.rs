@@ -33,6 +33,19 @@ async fn connect(opened: Opened) -> (Copies, UnixStream) {
     (copies.await.unwrap(), guest)
 }
 
+/// Connects stdout and stderr, both opened; returns the copies and the guest's ends.
+async fn connect_outputs(opened: Opened) -> (Copies, [UnixStream; 2]) {
+    let pairs = [UnixStream::pair().unwrap(), UnixStream::pair().unwrap()];
+    let [(stdout, out), (stderr, err)] = pairs;
+    let ours = Mutex::new([Some(stdout), Some(stderr)]);
+    let hello = Hello { container_id: "web".into(), exec_id: String::new(), channel: Channel::Stdin };
+    let copies = opened.connect(&hello, |hello| {
+        let stream = lock(&ours)[usize::from(hello.channel == Channel::Stderr)].take();
+        async move { stream.ok_or(io::ErrorKind::NotFound) }
+    });
+    (copies.await.unwrap(), [out, err])
+}
+
 async fn send(guest: &mut UnixStream, frame: Frame, payload: &[u8]) {
     guest.write_all(&frame.encode()).await.unwrap();
     guest.write_all(payload).await.unwrap();
@@ -69,7 +82,7 @@ async fn output_arrives_whole_and_then_ends() {
     reader.read_to_end(&mut received).await.unwrap();
     assert_eq!(received, data);
     sender.await.unwrap();
-    assert!(copies.drained(SOON).await);
+    assert!(copies.drained(Awaited::END, SOON).await);
 }
 
 #[tokio::test]
@@ -83,39 +96,27 @@ async fn a_reader_that_stalls_is_bounded() {
         }
     });
     assert!(stalled.await.is_err(), "back-pressure reaches the guest");
-    assert!(!copies.drained(Duration::from_millis(10)).await);
+    assert!(!copies.drained(Awaited::END, Duration::from_millis(10)).await);
     copies.stop();
-    assert!(copies.drained(SOON).await);
+    assert!(copies.drained(Awaited::END, SOON).await);
 }
 
 #[tokio::test]
-async fn a_slow_reader_gets_all_and_an_idle_output_is_given_up() {
+async fn an_output_that_is_held_open_is_awaited_up_to_what_was_written() {
     let directory = tempfile::tempdir().unwrap();
-    let path = fifo(&directory, "out");
-    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
-    let (copies, mut guest) = connect(open(&Stdio { stdout: text(&path), ..Default::default() }).unwrap()).await;
-    const LENGTH: usize = 50 * 4096;
-    let sender = tokio::spawn(async move {
-        for _ in 0..LENGTH / 4096 {
-            send(&mut guest, Frame::Data(4096), &[7; 4096]).await;
-        }
-        guest
-    });
-    let reading = tokio::spawn(async move {
-        let mut chunk = [0; 4096];
-        for _ in 0..LENGTH / chunk.len() {
-            tokio::time::sleep(Duration::from_millis(40)).await;
-            reader.read_exact(&mut chunk).await.unwrap();
-        }
-    });
-    // Its guest holds the output open, so it never drains. The pipe holds the last 16 chunks: nothing moves then.
-    let begun = std::time::Instant::now();
-    assert!(!copies.drained_while_moving(Duration::from_millis(500), SOON).await);
-    let took = begun.elapsed();
-    assert!(took > Duration::from_millis(1500) && took < SOON, "{took:?}");
-    reading.await.unwrap();
-    drop(sender.await.unwrap());
-    assert!(copies.drained_while_moving(Duration::from_millis(500), SOON).await);
+    let (out, err) = (fifo(&directory, "out"), fifo(&directory, "err"));
+    let stdio = Stdio { stdout: text(&out), stderr: text(&err), ..Default::default() };
+    let (copies, mut guests) = connect_outputs(open(&stdio).unwrap()).await;
+    let awaited = Awaited { stdout: 3, stderr: 4 };
+    send(&mut guests[0], Frame::Data(3), b"out").await;
+    assert!(!copies.drained(awaited, Duration::from_millis(50)).await, "stderr is still on its way");
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        send(&mut guests[1], Frame::Data(4), b"errs").await;
+    };
+    let (drained, ()) = tokio::join!(copies.drained(awaited, SOON), late);
+    assert!(drained);
+    assert!(!copies.drained(Awaited::END, Duration::from_millis(10)).await, "neither has ended");
 }
 
 #[tokio::test]
@@ -125,7 +126,7 @@ async fn a_broken_connection_ends_the_output() {
     let (copies, mut guest) = connect(open(&Stdio { stdout: text(&path), ..Default::default() }).unwrap()).await;
     guest.write_all(&Frame::Data(5).encode()).await.unwrap();
     drop(guest);
-    assert!(copies.drained(SOON).await);
+    assert!(copies.drained(Awaited::END, SOON).await);
 }
 
 #[tokio::test]
@@ -134,7 +135,7 @@ async fn an_oversized_frame_ends_the_output() {
     let path = fifo(&directory, "out");
     let (copies, mut guest) = connect(open(&Stdio { stdout: text(&path), ..Default::default() }).unwrap()).await;
     guest.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
-    assert!(copies.drained(SOON).await);
+    assert!(copies.drained(Awaited::END, SOON).await);
 }
 
 #[tokio::test]
@@ -186,7 +187,7 @@ async fn files_are_appended_to() {
     let (copies, mut guest) = connect(open(&stdio).unwrap()).await;
     send(&mut guest, Frame::Data(3), b"new").await;
     send(&mut guest, Frame::End, b"").await;
-    assert!(copies.drained(SOON).await);
+    assert!(copies.drained(Awaited::END, SOON).await);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "old new");
 }
 
@@ -203,7 +204,7 @@ async fn a_logger_gets_output_and_the_containers_name() {
     let (copies, mut guest) = connect(open(&Stdio { stdout, ..Default::default() }).unwrap()).await;
     send(&mut guest, Frame::Data(5), b"hello").await;
     send(&mut guest, Frame::End, b"").await;
-    assert!(copies.drained(SOON).await);
+    assert!(copies.drained(Awaited::END, SOON).await);
     while !log.exists() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -7,6 +7,8 @@ use super::process::{Change, Exit, Phase};
 use super::vm::MicroVm;
 use crate::clock;
 use crate::sandbox::AgentError;
+use crate::stdio::Awaited;
+use agent_protocol::agent::WaitResponse;
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::topics::TASK_EXIT_EVENT_TOPIC;
 use std::sync::Arc;
@@ -16,11 +18,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 /// For output to reach the node after its process ended.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// Without any output, for an added process: it may leave children that hold its output open for good. With a
-/// container's first process all of them are gone. As long as a guest on an overloaded node may need to bring output
-/// forward after its process ended: less has lost some.
-const EXEC_QUIET: Duration = Duration::from_secs(8);
 
 /// For the exits of added processes to be told after their container ended. Longer than `DRAIN`.
 const EXECS_LIMIT: Duration = Duration::from_secs(12);
@@ -35,32 +32,56 @@ pub const TELL_LIMIT: Duration = EXECS_LIMIT.saturating_add(Duration::from_secs(
 pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>, container: &Arc<Container>, process: &Arc<Process>) -> AbortHandle {
     let (pod, vm, container, process) = (pod.clone(), vm.clone(), container.clone(), process.clone());
     let task = tokio::spawn(async move {
-        let exit = tokio::select! {
-            exit = end(&*vm, &container, &process) => exit,
+        let end = tokio::select! {
+            end = end(&*vm, &container, &process) => end,
             // Told by someone else.
             _ = process.ended() => return,
         };
-        report(&pod, &container, &process, exit).await;
+        report(&pod, &container, &process, end).await;
     });
     task.abort_handle()
 }
 
+/// How a process ended, and which of its output comes before the news.
+struct End {
+    exit: Exit,
+    awaited: Awaited,
+}
+
+impl End {
+    /// Lost: what is left of the output ends by itself.
+    fn killed() -> Self {
+        Self { exit: Exit::now(Exit::KILLED), awaited: Awaited::END }
+    }
+
+    /// A container's first process takes all others with it, so that its output ends. An added one may leave children
+    /// that hold its output open for good: what it had written itself is what counts. A terminal ends with its session.
+    fn told(process: &Process, answer: &WaitResponse) -> Self {
+        let awaited = if process.exec.is_none() || process.stdio.terminal {
+            Awaited::END
+        } else {
+            Awaited { stdout: answer.stdout_bytes, stderr: answer.stderr_bytes }
+        };
+        // The node's clock: the guest's says nothing here.
+        Self { exit: Exit::now(answer.exit_status.min(255)), awaited }
+    }
+}
+
 /// Returns how the process ended, or that it was lost with its microVM.
-async fn end(vm: &dyn MicroVm, container: &Container, process: &Process) -> Exit {
+async fn end(vm: &dyn MicroVm, container: &Container, process: &Process) -> End {
     if container.is_sandbox {
         gone(vm).await;
-        return Exit::now(Exit::KILLED);
+        return End::killed();
     }
     let request = process.request();
     tokio::select! {
         biased;
         answer = vm.agent().wait(&request) => match answer {
-            // The node's clock: the guest's says nothing here.
-            Ok(answer) => Exit::now(answer.exit_status.min(255)),
+            Ok(answer) => End::told(process, &answer),
             // Forgotten by the guest: deleted before it ran, or the agent lost it.
             Err(AgentError::Refused { text, .. }) => {
                 tracing::debug!(container = %container.id, error = text, "the guest knows no such process");
-                Exit::now(Exit::KILLED)
+                End::killed()
             }
             Err(error) => {
                 if timeout(NEWS_LIMIT, gone(vm)).await.is_err() {
@@ -68,10 +89,10 @@ async fn end(vm: &dyn MicroVm, container: &Container, process: &Process) -> Exit
                     vm.kill("the agent stopped answering");
                     let _ = timeout(NEWS_LIMIT, gone(vm)).await;
                 }
-                Exit::now(Exit::KILLED)
+                End::killed()
             }
         },
-        () = gone(vm) => Exit::now(Exit::KILLED),
+        () = gone(vm) => End::killed(),
     }
 }
 
@@ -81,11 +102,11 @@ async fn gone(vm: &dyn MicroVm) {
     let _ = vm.stopped().wait_for(Option::is_some).await;
 }
 
-async fn report(pod: &Pod, container: &Container, process: &Process, exit: Exit) {
+async fn report(pod: &Pod, container: &Container, process: &Process, end: End) {
     // An added process has its streams when its start is over.
     process.settled().await;
     let execs_limit = Instant::now() + EXECS_LIMIT;
-    drain(process).await;
+    drain(process, end.awaited).await;
     if process.exec.is_none() {
         let execs = container.execs();
         let running = || execs.iter().filter(|exec| matches!(exec.phase(), Phase::Starting | Phase::Running));
@@ -101,17 +122,21 @@ async fn report(pod: &Pod, container: &Container, process: &Process, exit: Exit)
         }
     }
     process.settled().await;
-    tell(pod, container, process, exit);
+    tell(pod, container, process, end.exit);
 }
 
-async fn drain(process: &Process) {
+async fn drain(process: &Process, awaited: Awaited) {
     let Some(copies) = process.copies() else { return };
     copies.stop_input();
+    if copies.drained(awaited, DRAIN).await {
+        return;
+    }
+    let (container, exec) = (&process.container, process.exec_id());
     if process.exec.is_some() {
         // What stays open goes on until the process is deleted.
-        copies.drained_while_moving(EXEC_QUIET, DRAIN).await;
-    } else if !copies.drained(DRAIN).await {
-        tracing::warn!(container = %process.container, "output is not read: what is left of it is dropped");
+        tracing::warn!(%container, exec, "output did not arrive or is not read: the exit is told before it");
+    } else {
+        tracing::warn!(%container, "output is not read: what is left of it is dropped");
         // Clients wait for the end of the output before they delete.
         copies.stop();
     }
