@@ -3,6 +3,7 @@
 //! Host paths are replaced or refused; nothing that the node's client asked for is dropped in silence, except what has no
 //! meaning inside a microVM (each case says why).
 
+use super::labels;
 use super::mount::TreeOptions;
 use super::oci::{Linux, Process, Spec, SpecMount};
 use super::spec::SpecError;
@@ -80,7 +81,7 @@ pub(super) fn guest_spec(spec: &Spec, sources: &[String]) -> Result<Spec, SpecEr
     check_kind(&spec)?;
     // They steer OCI runtimes; the guest's is not the client's to steer.
     spec.annotations.clear();
-    spec.process = spec.process.map(guest_process);
+    spec.process = spec.process.map(guest_process).transpose()?;
     spec.mounts = guest_mounts(&spec.mounts, sources)?;
     spec.linux = Some(guest_linux(spec.linux.unwrap_or_default())?);
     Ok(spec)
@@ -89,6 +90,7 @@ pub(super) fn guest_spec(spec: &Spec, sources: &[String]) -> Result<Spec, SpecEr
 /// Refuses what a whole pod asks for and cannot have, before its microVM boots: its members would ask for the same.
 pub fn check_pod(spec: &Spec) -> Result<(), SpecError> {
     check_kind(spec)?;
+    spec.process.clone().map(guest_process).transpose()?;
     guest_linux(spec.linux.clone().unwrap_or_default())?;
     Ok(())
 }
@@ -104,14 +106,9 @@ fn check_kind(spec: &Spec) -> Result<(), SpecError> {
 }
 
 /// An `exec`'s process, or a container's first.
-pub fn guest_process(mut process: Process) -> Process {
-    // Labels and profiles of the node's security modules. The guest has none; the microVM is what confines.
-    for key in ["apparmorProfile", "selinuxLabel"] {
-        if process.other.remove(key).is_some() {
-            tracing::debug!(key, "not applied: it belongs to the node's security module");
-        }
-    }
-    process
+pub fn guest_process(mut process: Process) -> Result<Process, SpecError> {
+    labels::take(&mut process)?;
+    Ok(process)
 }
 
 fn guest_mounts(mounts: &[SpecMount], sources: &[String]) -> Result<Vec<SpecMount>, SpecError> {
@@ -136,6 +133,7 @@ fn guest_linux(mut linux: Linux) -> Result<Linux, SpecError> {
     // Containers share the guest's network. A path names a namespace of the node: the sandbox's, which is the guest's own.
     linux.namespaces.retain(|namespace| namespace.kind != "network" && namespace.path.is_empty());
     linux.cgroups_path.clear();
+    // Follows from the process's label, and the guest's filesystems have none.
     linux.other.remove("mountLabel");
     for (key, what) in [
         ("uidMappings", "user namespaces are not supported"),
@@ -190,12 +188,26 @@ pub fn guest_resources(resources: &mut Map<String, Value>) -> Result<(), SpecErr
     if io.into_iter().any(|(key, value)| of_devices(key) && is_set(value)) {
         return unsupported("block I/O limits name devices of the node and cannot be set in a microVM");
     }
+    guest_huge_pages(resources)?;
     for (key, what) in [("rdma", "RDMA"), ("network", "net_cls and net_prio")] {
         if resources.get(key).is_some_and(is_set) {
             return unsupported(format!("{what} limits cannot be set in a microVM"));
         }
     }
     Ok(())
+}
+
+/// kubelet sends a limit for every size of the node, zero where the pod asked for none: the guest has no huge pages at all.
+fn guest_huge_pages(resources: &mut Map<String, Value>) -> Result<(), SpecError> {
+    let Some(limits) = resources.remove("hugepageLimits") else { return Ok(()) };
+    let asked = |limit: &&Value| limit.get("limit").is_none_or(|bytes| bytes.as_u64() != Some(0));
+    match limits.as_array().into_iter().flatten().find(asked) {
+        None => Ok(()),
+        Some(limit) => {
+            let size = limit.get("pageSize").and_then(Value::as_str).unwrap_or("unknown size");
+            unsupported(format!("huge pages ({size:.16}) cannot be used in a microVM"))
+        }
+    }
 }
 
 /// Neither absent, null, nor empty.

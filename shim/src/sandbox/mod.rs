@@ -21,6 +21,7 @@ mod error;
 mod guest_spec;
 mod host;
 mod id;
+mod labels;
 mod lines;
 mod mount;
 pub mod oci;

@@ -45,7 +45,7 @@ fn added_process(json: &[u8]) -> Result<Vec<u8>, TaskError> {
     if process.args.is_empty() {
         return Err(TaskError::Invalid("the added process has no command: args is empty".to_owned()));
     }
-    serde_json::to_vec(&guest_process(process)).map_err(invalid)
+    serde_json::to_vec(&guest_process(process)?).map_err(invalid)
 }
 
 #[cfg(test)]
@@ -54,10 +54,16 @@ mod tests {
 
     #[test]
     fn labels_of_the_node_stay_there_and_the_rest_passes() {
-        let json = br#"{"args":["sh"],"cwd":"/","apparmorProfile":"x","noNewPrivileges":true}"#;
+        let json = br#"{"args":["sh"],"cwd":"/","apparmorProfile":"unconfined","noNewPrivileges":true}"#;
         let process: serde_json::Value = serde_json::from_slice(&added_process(json).unwrap()).unwrap();
         let expected = serde_json::json!({"args": ["sh"], "cwd": "/", "noNewPrivileges": true, "terminal": false});
         assert_eq!(process, expected);
+    }
+
+    #[test]
+    fn an_added_process_is_refused_a_profile_like_the_first() {
+        let error = added_process(br#"{"args":["sh"],"apparmorProfile":"mine"}"#).unwrap_err();
+        assert!(error.to_string().starts_with("AppArmor profile \"mine\""), "{error}");
     }
 
     #[test]

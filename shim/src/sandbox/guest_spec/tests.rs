@@ -63,9 +63,10 @@ fn labels_annotations_and_cgroup_paths_of_the_node_are_left_out() {
     let spec = guest_spec(
         &spec(json!({
             "annotations": {"run.oci.handler": "wasm"},
-            "process": {"apparmorProfile": "cri-containerd.apparmor.d", "selinuxLabel": "x"},
+            "process": {"apparmorProfile": "cri-containerd.apparmor.d", "selinuxLabel": "system_u:system_r:container_t:s0"},
             "linux": {"cgroupsPath": "/default/web", "mountLabel": "x",
-                "resources": {"cpu": {"cpus": "0-3", "mems": "0", "shares": 5}}},
+                "resources": {"cpu": {"cpus": "0-3", "mems": "0", "shares": 5},
+                    "hugepageLimits": [{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 0}]}},
         })),
         &[],
     );
@@ -73,7 +74,7 @@ fn labels_annotations_and_cgroup_paths_of_the_node_are_left_out() {
     assert_eq!(value.get("annotations"), None);
     assert_eq!(value["process"].get("apparmorProfile").or(value["process"].get("selinuxLabel")), None);
     assert_eq!(value["linux"].get("cgroupsPath").or(value["linux"].get("mountLabel")), None);
-    assert_eq!(value["linux"]["resources"]["cpu"], json!({"shares": 5}));
+    assert_eq!(value["linux"]["resources"], json!({"cpu": {"shares": 5}}));
 }
 
 #[test]
@@ -113,6 +114,9 @@ fn what_a_microvm_cannot_give_is_refused_in_one_sentence() {
         (without("mount"), "mount namespace"),
         (json!({"linux": {"uidMappings": [{"hostID": 1}]}}), "user namespaces"),
         (json!({"linux": {"devices": [{"path": "/dev/nvidia0"}]}}), "/dev/nvidia0"),
+        (json!({"process": {"apparmorProfile": "localhost"}}), "AppArmor profile \"localhost\""),
+        (json!({"process": {"selinuxLabel": "a:b:c:d"}}), "SELinux label \"a:b:c:d\""),
+        (json!({"linux": {"resources": {"hugepageLimits": [{"pageSize": "2MB", "limit": 5}]}}}), "huge pages (2MB)"),
         (json!({"linux": {"intelRdt": {"closID": "x"}}}), "Intel RDT"),
         (json!({"linux": {"seccomp": {"listenerPath": "/x.sock"}}}), "seccomp listener"),
         (json!({"linux": {"resources": {"blockIO": {"throttleReadBpsDevice": [{"major": 8}]}}}}), "block I/O"),
@@ -126,6 +130,13 @@ fn what_a_microvm_cannot_give_is_refused_in_one_sentence() {
         assert!(sentence.contains(words), "{sentence:?} lacks {words:?}");
         assert!(!sentence.contains('\n'), "{sentence:?}");
     }
+}
+
+#[test]
+fn a_pod_is_refused_for_what_its_members_would_be() {
+    let pod = |process| check_pod(&spec(json!({"process": process}))).map_err(|error| error.to_string());
+    assert!(pod(json!({"selinuxLabel": "a:b:c"})).unwrap_err().contains("a:b:c"));
+    assert_eq!(pod(json!({"apparmorProfile": "unconfined"})), Ok(()));
 }
 
 #[test]
