@@ -5,6 +5,7 @@ use crate::container::Table;
 use crate::crun::Crun;
 use crate::id::ContainerId;
 use crate::pci::PciBus;
+use crate::pids::PodPids;
 use crate::reaper::Reaper;
 use crate::rootfs::Share;
 use std::io;
@@ -59,6 +60,7 @@ pub struct Agent {
     pub crun: Crun,
     pub pci: PciBus,
     pub share: Share,
+    pub pod_pids: PodPids,
     pub oom_events: mpsc::Sender<OomEvent>,
     pub next_oom_event: Mutex<mpsc::Receiver<OomEvent>>,
 }
@@ -73,6 +75,7 @@ impl Agent {
         std::fs::create_dir_all(&paths.run)?;
         let (oom_events, next_oom_event) = mpsc::channel(MAX_EVENTS);
         Ok(Self {
+            pod_pids: PodPids::new(Arc::clone(&reaper)),
             crun: Crun::new(paths.crun.clone(), paths.run.join("crun"), reaper),
             pci: PciBus::new(&paths.sysfs),
             share,

@@ -16,6 +16,7 @@ pub mod id;
 pub mod init;
 pub mod kernel_log;
 pub mod pci;
+pub mod pids;
 pub mod reaper;
 pub mod rootfs;
 pub mod rpc;

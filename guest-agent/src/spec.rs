@@ -51,6 +51,15 @@ impl ContainerSpec {
         sources.any(|source| Path::new(source).starts_with(SHARE_MOUNT))
     }
 
+    /// Has the container see the processes of the namespace that `process` is in.
+    pub fn join_pid_namespace(&mut self, process: u32) -> Result<(), Error> {
+        let namespaces = self.document.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
+        let pid = namespaces.into_iter().flatten().find(|namespace| namespace["type"] == "pid");
+        let pid = pid.ok_or_else(|| Error::invalid("container specification", "", "it has no pid namespace"))?;
+        object(pid)?.insert("path".into(), json!(format!("/proc/{process}/ns/pid")));
+        Ok(())
+    }
+
     pub fn to_json(&self) -> String {
         self.document.to_string()
     }
@@ -152,6 +161,16 @@ mod tests {
         assert!(spec(&json!({"mounts": [{"source": "/run/bulkhead/share/web/mounts/0"}]})).uses_share());
         assert!(!spec(&json!({"mounts": [{"source": "/run/bulkhead/shared"}, {"type": "proc"}, 7]})).uses_share());
         assert!(!spec(&json!({"mounts": 7})).uses_share());
+    }
+
+    #[test]
+    fn a_shared_pid_namespace_is_named_by_a_process_in_it() {
+        let mut shared = spec(&json!({"linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]}}));
+        shared.join_pid_namespace(42).unwrap();
+        let document: Value = serde_json::from_str(&shared.to_json()).unwrap();
+        let expected = json!([{"type": "mount"}, {"type": "pid", "path": "/proc/42/ns/pid"}]);
+        assert_eq!(document["linux"]["namespaces"], expected);
+        assert!(spec(&json!({})).join_pid_namespace(42).is_err());
     }
 
     #[test]

@@ -25,6 +25,32 @@ pub struct CreateRequest {
     pub spec: Vec<u8>,
     pub rootfs: Source,
     pub wanted: Wanted,
+    pub pids: Pids,
+}
+
+/// Whose process ids a container sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pids {
+    Own,
+    /// Those of all containers of the pod that ask for it.
+    Pod,
+    /// Those of another container and whoever else shares them.
+    Container(ContainerId),
+}
+
+impl Pids {
+    /// A process of the namespace to join.
+    async fn member(&self, agent: &Agent) -> Result<Option<u32>, Error> {
+        match self {
+            Self::Own => Ok(None),
+            Self::Pod => agent.pod_pids.first_process().await.map(Some),
+            Self::Container(id) => {
+                let container = agent.containers.get(id)?;
+                container.check_running("share the process ids of")?;
+                Ok(container.init.pid())
+            }
+        }
+    }
 }
 
 impl Container {
@@ -33,7 +59,10 @@ impl Container {
         let reservation = agent.containers.reserve(&request.id)?;
         let bundle = agent.paths.bundle(&request.id);
         let target = bundle.join("rootfs");
-        let spec = ContainerSpec::for_guest(&request.spec, &request.id, &target)?;
+        let mut spec = ContainerSpec::for_guest(&request.spec, &request.id, &target)?;
+        if let Some(process) = request.pids.member(agent).await? {
+            spec.join_pid_namespace(process)?;
+        }
         std::fs::create_dir_all(&target).map_err(Error::system("create", target.display()))?;
         let rootfs = match mount_rootfs(agent, &spec, request.rootfs, &target).await {
             Ok(rootfs) => rootfs,

@@ -12,7 +12,7 @@ mod state;
 mod table;
 mod update;
 
-pub use create::CreateRequest;
+pub use create::{CreateRequest, Pids};
 pub use process::Process;
 pub use table::Table;
 

@@ -4,6 +4,7 @@ pub mod identity;
 mod limits;
 mod mounts;
 mod network;
+pub mod pod_files;
 pub mod sysctl;
 
 use crate::agent::{Agent, Paths};

@@ -23,7 +23,8 @@ const PLAN: [Mount; 9] = [
     required("sysfs", "/sys", NOTHING_SPECIAL, ""),
     required("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755"),
     required("devpts", "/dev/pts", MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), "gid=5,mode=0620,ptmxmode=0666"),
-    required("tmpfs", "/dev/shm", NO_DEVICES, "mode=1777"),
+    // As large as other runtimes make that of a pod, which this is.
+    required("tmpfs", "/dev/shm", NOTHING_SPECIAL, "mode=1777,size=64m"),
     Mount { optional: true, ..required("mqueue", "/dev/mqueue", NOTHING_SPECIAL, "") },
     required("tmpfs", "/run", NO_DEVICES, "mode=0755"),
     required("tmpfs", "/tmp", NO_DEVICES, "mode=1777"),

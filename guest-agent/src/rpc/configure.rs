@@ -1,9 +1,10 @@
 //! Identity, time, entropy and kernel settings: the shim's first call.
 
 use crate::error::Error;
-use crate::guest::{identity, sysctl};
-use agent_protocol::VERSION;
+use crate::guest::{identity, pod_files, sysctl};
 use agent_protocol::agent::{ConfigureRequest, ConfigureResponse};
+use agent_protocol::{POD_FILES, VERSION};
+use std::path::Path;
 
 pub(super) fn configure(request: &ConfigureRequest) -> Result<ConfigureResponse, Error> {
     identity::add_entropy(&request.entropy)?;
@@ -11,6 +12,9 @@ pub(super) fn configure(request: &ConfigureRequest) -> Result<ConfigureResponse,
     identity::set_hostname(&request.hostname)?;
     for (name, value) in &request.sysctls {
         sysctl::set(name, value)?;
+    }
+    if let Some(files) = request.files.as_ref() {
+        pod_files::write(files, Path::new(POD_FILES))?;
     }
     Ok(ConfigureResponse {
         version: VERSION.to_owned(),

@@ -1,13 +1,13 @@
 //! CreateContainer and CreateProcess.
 
 use crate::agent::Agent;
-use crate::container::{Container, CreateRequest};
+use crate::container::{Container, CreateRequest, Pids};
 use crate::error::Error;
 use crate::id::{ContainerId, ExecId};
 use crate::rootfs::Source;
 use crate::spec::ProcessSpec;
 use crate::stdio::Wanted;
-use agent_protocol::agent::create_container_request::Rootfs;
+use agent_protocol::agent::create_container_request::{Pid_namespace, Rootfs};
 use agent_protocol::agent::{CreateContainerRequest, CreateProcessRequest, Empty, Streams};
 use std::sync::Arc;
 
@@ -20,7 +20,13 @@ pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest
     };
     let id = ContainerId::parse(&request.container_id)?;
     let wanted = wanted(&request.streams);
-    Container::create(&agent, CreateRequest { id, spec: request.spec, rootfs, wanted }).await?;
+    let pids = match &request.pid_namespace {
+        None => Pids::Own,
+        Some(Pid_namespace::PodPids(_)) => Pids::Pod,
+        Some(Pid_namespace::PidsOfContainer(other)) => Pids::Container(ContainerId::parse(other)?),
+        Some(_) => return Err(Error::invalid("pid namespace", "", "this agent does not know its kind")),
+    };
+    Container::create(&agent, CreateRequest { id, spec: request.spec, rootfs, wanted, pids }).await?;
     Ok(Empty::new())
 }
 

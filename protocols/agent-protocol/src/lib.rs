@@ -42,3 +42,13 @@ pub const SHARE_MOUNT: &str = "/run/bulkhead/share";
 
 /// virtio-fs tag of the pod's file share.
 pub const SHARE_TAG: &str = "share";
+
+/// Where the guest keeps the files that its containers share: [`HOSTNAME`], [`HOSTS`] and [`RESOLV_CONF`].
+pub const POD_FILES: &str = "/run/bulkhead/pod";
+
+pub const HOSTNAME: &str = "hostname";
+pub const HOSTS: &str = "hosts";
+pub const RESOLV_CONF: &str = "resolv.conf";
+
+/// The guest's memory file system that its containers share as `/dev/shm`.
+pub const POD_SHM: &str = "/dev/shm";
