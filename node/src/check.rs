@@ -4,37 +4,42 @@ use crate::containerd;
 use crate::install::read;
 use crate::layout::{FILES, Layout};
 use kvm_ioctls::{Cap, Kvm};
-use std::process::Command;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStringExt;
 
 /// What a check found: a fact, or what is wrong and what to do about it.
 type Finding = Result<String, String>;
 
 /// Prints every finding; true if all are good.
 pub fn check(layout: &Layout) -> bool {
-    let findings = [
-        ("hardware virtualization", kvm()),
-        ("control groups", cgroups(layout)),
-        ("installed files", files(layout)),
-        ("config.toml", config(layout)),
-        ("containerd", containerd_version()),
-        ("containerd's configuration", containerd_config(layout)),
-    ];
-    let mut good = true;
-    for (subject, finding) in findings {
-        match finding {
-            Ok(fact) => println!("ok    {subject}: {fact}"),
-            Err(problem) => {
-                good = false;
-                println!("FAIL  {subject}: {problem}");
-            }
-        }
-    }
-    println!("{}", if good { "This node can run pods." } else { "This node cannot run pods yet." });
+    let (good, report) = report(layout);
+    print!("{report}");
     good
 }
 
-fn kvm() -> Finding {
-    let kvm = Kvm::new().map_err(|error| kvm_problem(error.errno(), &read_cpuinfo()))?;
+/// Whether all findings are good, and one line for each.
+pub fn report(layout: &Layout) -> (bool, String) {
+    let findings = [
+        ("hardware virtualization", kvm(layout)),
+        ("control groups", cgroups(layout)),
+        ("installed files", files(layout)),
+        ("config.toml", config(layout)),
+        ("containerd", containerd_version(layout)),
+        ("containerd's configuration", containerd_config(layout)),
+    ];
+    let good = findings.iter().all(|(_, finding)| finding.is_ok());
+    let line = |(subject, finding): &(&str, Finding)| match finding {
+        Ok(fact) => format!("ok    {subject}: {fact}\n"),
+        Err(problem) => format!("FAIL  {subject}: {problem}\n"),
+    };
+    let verdict = if good { "This node can run pods.\n" } else { "This node cannot run pods yet.\n" };
+    (good, findings.iter().map(line).chain([verdict.to_owned()]).collect())
+}
+
+fn kvm(layout: &Layout) -> Finding {
+    // The node's own: a container's device directory is as old as the container.
+    let path = CString::new(layout.at("/dev/kvm").into_os_string().into_vec()).map_err(|error| error.to_string())?;
+    let kvm = Kvm::new_with_path(path).map_err(|error| kvm_problem(error.errno(), &read_cpuinfo()))?;
     if kvm.get_api_version() != 12 {
         return Err(format!("KVM speaks version {} of its interface; 12 is needed", kvm.get_api_version()));
     }
@@ -114,10 +119,10 @@ fn config(layout: &Layout) -> Finding {
     bulkhead_config::Config::load(Some(&path)).map(|_| path.display().to_string()).map_err(|error| error.to_string())
 }
 
-fn containerd_version() -> Finding {
-    let output = Command::new("containerd").arg("--version").output();
+fn containerd_version(layout: &Layout) -> Finding {
+    let output = layout.command("containerd").arg("--version").output().ok().filter(|output| output.status.success());
     let output =
-        output.map_err(|_| "the command `containerd` is not found: install containerd 1.7 or newer".to_owned())?;
+        output.ok_or_else(|| "the command `containerd` is not found: install containerd 1.7 or newer".to_owned())?;
     supported_containerd(&String::from_utf8_lossy(&output.stdout))
 }
 

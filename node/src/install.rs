@@ -96,6 +96,8 @@ fn plan(bundle: &Path, layout: &Layout) -> Result<Vec<Step>> {
         steps.push(Step::Write { path: layout.record(), text: record.text(), access: Access::Owner });
     }
     if edit {
+        // Before the edit: should this process end between the two, one restart too many does no harm.
+        steps.push(Step::Write { path: layout.restart_needed(), text: String::new(), access: Access::Owner });
         steps.push(Step::Write { path, text: wanted, access: Access::AsBefore });
     }
     Ok(steps)

@@ -1,6 +1,7 @@
 //! Where things are on a node.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The directory that belongs to Bulkhead alone.
 pub const PREFIX: &str = "/opt/bulkhead";
@@ -53,6 +54,22 @@ impl Layout {
 
     pub fn containerd_config(&self) -> PathBuf {
         self.at("/etc/containerd/config.toml")
+    }
+
+    /// There from the time when containerd's configuration was changed until containerd was restarted, or the node.
+    pub fn restart_needed(&self) -> PathBuf {
+        self.at(bulkhead_config::RUN_DIRECTORY).join("containerd-restart-needed")
+    }
+
+    /// A program of the node, run there.
+    pub fn command(&self, program: &str) -> Command {
+        if self.root == Path::new("/") {
+            return Command::new(program);
+        }
+        // This program again, which changes its root before it becomes the other.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("in-root").arg(&self.root).arg(program);
+        command
     }
 
     /// What `install` did, for `uninstall`.

@@ -2,13 +2,17 @@
 
 mod check;
 mod containerd;
+mod daemon;
+mod in_root;
 mod install;
+mod kubernetes;
 mod layout;
 mod record;
 mod uninstall;
 
 use clap::{Args, Parser, Subcommand};
 use layout::Layout;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,6 +29,21 @@ enum Command {
     Install(Target),
     /// Remove what `install` put there and restore containerd's configuration.
     Uninstall(Target),
+    /// Install, restart containerd if that is needed, label the node, and keep the label true: what the DaemonSet runs.
+    Daemon {
+        /// Where the node's root directory is seen.
+        #[arg(long, default_value = "/")]
+        root: PathBuf,
+        #[command(flatten)]
+        options: daemon::Options,
+    },
+    /// Run a program of the node with the node's root directory as its own.
+    #[command(hide = true)]
+    InRoot {
+        root: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Say whether this node can run pods, and what is missing.
     Check {
         /// Where the node's root directory is seen.
@@ -47,6 +66,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Install(target) => install::install(&Layout::new(&target.root), target.dry_run).map(|()| true),
         Command::Uninstall(target) => uninstall::uninstall(&Layout::new(&target.root), target.dry_run).map(|()| true),
+        Command::Daemon { root, options } => daemon::run(&Layout::new(&root), &options),
+        Command::InRoot { root, command } => in_root::exec(&root, &command).map(|never| match never {}),
         Command::Check { root } => Ok(check::check(&Layout::new(&root))),
     };
     match result {

@@ -30,10 +30,15 @@ pub fn uninstall_from(layout: &Layout, dry_run: bool) -> Result<()> {
     };
 
     let path = layout.containerd_config();
+    let restart = || write(&layout.restart_needed(), "", Access::Owner);
     match restored(&record, read(&path)?).with_context(|| path.display().to_string())? {
         Restored::Unchanged => {}
-        Restored::Text(text) => act(format!("restore {}", path.display()), &|| write(&path, &text, Access::AsBefore))?,
-        Restored::Absent => act(format!("remove {}", path.display()), &|| remove_file(&path))?,
+        Restored::Text(text) => act(format!("restore {}", path.display()), &|| {
+            restart().and_then(|()| write(&path, &text, Access::AsBefore))
+        })?,
+        Restored::Absent => {
+            act(format!("remove {}", path.display()), &|| restart().and_then(|()| remove_file(&path)))?;
+        }
     }
 
     let config = layout.config();

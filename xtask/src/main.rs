@@ -9,6 +9,7 @@ mod demo;
 mod dist;
 mod guest_image;
 mod installed;
+mod installer_image;
 mod kernel;
 mod links;
 mod node;
@@ -46,6 +47,8 @@ enum Task {
     },
     /// Builds the bundle that `bulkhead install` puts on a node and prints its path.
     Dist,
+    /// Builds the image that the DaemonSet runs, as an OCI archive, and prints its path.
+    InstallerImage,
     /// Checks that trust zones hold and that documents name files that exist.
     Policy,
     /// Builds the OCI images that tests run and prints their directory.
@@ -73,6 +76,7 @@ fn carry_out(task: Task) -> Result<ExitCode> {
         Task::Crun => print_path(&crun::binary()?),
         Task::GuestImage { agent } => print_path(&dist::guest_image(agent.as_deref())?),
         Task::Dist => print_path(&dist::bundle()?.archive),
+        Task::InstallerImage => print_path(&installer_image::archive()?),
         Task::Policy => zones::check().and_then(|()| links::check()).map(|()| ExitCode::SUCCESS),
         Task::OciImages => print_path(&oci_images::archives()?),
         Task::Node(options) => node::node(&options),
