@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod container;
 pub mod crun;
 pub mod error;
+pub mod forward;
 pub mod guest;
 pub mod id;
 pub mod init;

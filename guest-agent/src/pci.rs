@@ -38,29 +38,38 @@ impl PciBus {
     /// The device node of a disk that was attached at `address`.
     pub async fn disk(&self, address: &PciAddress) -> Result<PathBuf, Error> {
         self.rescan().await?;
+        Ok(Path::new("/dev").join(self.find("disk", address, "block").await?))
+    }
+
+    /// The name that the kernel gave the network interface at `address`, which a rescan has found.
+    pub async fn interface(&self, address: &PciAddress) -> Result<String, Error> {
+        self.find("interface", address, "net").await
+    }
+
+    /// `<device>/virtio<n>/<class>/<name>`, when it is there.
+    async fn find(&self, what: &'static str, address: &PciAddress, class: &str) -> Result<String, Error> {
         let found = async {
             loop {
-                if let Some(name) = self.find_disk(address) {
-                    return Path::new("/dev").join(name);
+                if let Some(name) = self.look(address, class) {
+                    return name;
                 }
                 tokio::time::sleep(POLL).await;
             }
         };
         let late = |_| Error::Deadline {
-            operation: "finding the disk at",
-            object: address.as_str().to_owned(),
+            operation: "finding the",
+            object: format!("{what} at {}", address.as_str()),
             seconds: DEADLINE.as_secs(),
         };
         tokio::time::timeout(DEADLINE, found).await.map_err(late)
     }
 
-    /// `<device>/virtio<n>/block/<name>`
-    fn find_disk(&self, address: &PciAddress) -> Option<String> {
+    fn look(&self, address: &PciAddress, class: &str) -> Option<String> {
         let names = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
         let virtio =
             names(self.device(address)).find(|entry| entry.file_name().as_encoded_bytes().starts_with(b"virtio"))?;
-        let disk = names(virtio.path().join("block")).next()?;
-        disk.file_name().into_string().ok()
+        let name = names(virtio.path().join(class)).next()?;
+        name.file_name().into_string().ok()
     }
 
     fn device(&self, address: &PciAddress) -> PathBuf {

@@ -1,9 +1,9 @@
-//! The agent's two vsock services, and the sign to the node that they listen.
+//! The agent's vsock services, and the sign to the node that they listen.
 
 use crate::agent::Agent;
 use crate::rpc::Service;
-use crate::streams;
-use agent_protocol::{AGENT_PORT, READY_PORT, STREAM_PORT, agent_ttrpc};
+use crate::{forward, streams};
+use agent_protocol::{AGENT_PORT, FORWARD_PORT, READY_PORT, STREAM_PORT, agent_ttrpc};
 use futures::{StreamExt, future};
 use std::io;
 use std::sync::Arc;
@@ -25,6 +25,7 @@ const RETRY: Duration = Duration::from_millis(100);
 pub async fn serve(agent: Arc<Agent>) -> io::Result<()> {
     let calls = listen(AGENT_PORT)?;
     let streams = listen(STREAM_PORT)?;
+    let forwarded = listen(FORWARD_PORT)?;
     let accepted = calls.incoming().filter(|accepted| future::ready(accepted.as_ref().is_ok_and(is_node)));
     let service = Arc::new(Service::new(Arc::clone(&agent)));
     let mut server = ttrpc::r#async::Server::new()
@@ -32,6 +33,7 @@ pub async fn serve(agent: Arc<Agent>) -> io::Result<()> {
         .register_service(agent_ttrpc::create_agent(service));
     server.start().await.map_err(io::Error::other)?;
     tokio::spawn(tell_ready());
+    tokio::spawn(serve_forwards(forwarded));
     serve_streams(agent, streams).await
 }
 
@@ -62,6 +64,25 @@ async fn serve_streams(agent: Arc<Agent>, listener: VsockListener) -> io::Result
             streams::serve(agent, stream).await;
             drop(permit);
         });
+    }
+}
+
+async fn serve_forwards(listener: VsockListener) {
+    let connections = Arc::new(Semaphore::new(forward::MAX_CONNECTIONS));
+    while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) if is_node(&stream) => {
+                tokio::spawn(async move {
+                    forward::serve(stream).await;
+                    drop(permit);
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a forwarded connection");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
     }
 }
 

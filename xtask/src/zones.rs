@@ -23,15 +23,16 @@ const IO: &[&str] = &["libc", "nix", "tokio", "vmm-sys-util", "kvm-ioctls", "vm-
 const ZONES: &[Zone] = &[
     Zone { package: "agent-protocol", ours: &[], never: IO },
     Zone { package: "vmm-protocol", ours: &[], never: IO },
+    Zone { package: "route-netlink", ours: &[], never: IO },
     Zone { package: "bulkhead-config", ours: &["vmm-protocol"], never: GUEST_MEMORY },
     Zone {
         package: "containerd-shim-bulkhead-v2",
-        ours: &["agent-protocol", "bulkhead-config", "vmm-protocol"],
+        ours: &["agent-protocol", "bulkhead-config", "route-netlink", "vmm-protocol"],
         never: GUEST_MEMORY,
     },
     Zone { package: "bulkhead-vmm", ours: &["vmm-protocol"], never: &["tokio", "ttrpc", "containerd-shim-protos"] },
     Zone { package: "bulkhead-fsd", ours: &[], never: &["kvm-ioctls", "virtio-queue", "tokio"] },
-    Zone { package: "bulkhead-agent", ours: &["agent-protocol"], never: GUEST_MEMORY },
+    Zone { package: "bulkhead-agent", ours: &["agent-protocol", "route-netlink"], never: GUEST_MEMORY },
     // The operator command asks KVM what it can do; it never makes a machine.
     Zone { package: "bulkhead", ours: &["bulkhead-config"], never: &["vm-memory", "virtio-queue", "tokio"] },
 ];

@@ -3,7 +3,8 @@
 pub mod identity;
 mod limits;
 mod mounts;
-mod network;
+mod netlink;
+pub mod network;
 pub mod pod_files;
 pub mod sysctl;
 
@@ -36,7 +37,7 @@ fn prepare_and_serve() -> Result<(), Error> {
     kernel_log::install();
     limits::become_subreaper()?;
     limits::apply();
-    network::loopback_up().map_err(Error::system("bring up", "lo"))?;
+    network::loopback_up()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)

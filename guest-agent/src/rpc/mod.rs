@@ -5,6 +5,7 @@
 
 mod accounting;
 mod configure;
+mod configure_network;
 mod create;
 mod delete;
 mod devices;
@@ -20,9 +21,9 @@ mod wait;
 use crate::agent::Agent;
 use crate::error::Error;
 use agent_protocol::agent::{
-    ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty, Event,
-    ListProcessesResponse, ProcessRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse,
-    StatsResponse, UpdateRequest, WaitResponse,
+    ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest,
+    CreateProcessRequest, Empty, Event, ListProcessesResponse, ProcessRequest, ReleaseDeviceRequest,
+    ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest, WaitResponse,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -53,6 +54,10 @@ impl Service {
 impl agent_protocol::agent_ttrpc::Agent for Service {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<ConfigureResponse> {
         Ok(configure::configure(&request)?)
+    }
+
+    async fn configure_network(&self, _: &TtrpcContext, request: ConfigureNetworkRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| configure_network::configure_network(agent, request)).await
     }
 
     async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> ttrpc::Result<Empty> {

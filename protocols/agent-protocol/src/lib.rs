@@ -3,6 +3,7 @@
 //! No I/O happens here. The shim treats every answer as hostile: the limits below are what it accepts.
 //! `docs/protocols/agent.md` is the prose of this crate.
 
+pub mod forward;
 pub mod stream;
 
 #[expect(
@@ -30,6 +31,9 @@ pub const AGENT_PORT: u32 = 1024;
 
 /// vsock port of stdio streams in the guest.
 pub const STREAM_PORT: u32 = 1025;
+
+/// vsock port of connections to the pod's own TCP ports in the guest ([`forward`]).
+pub const FORWARD_PORT: u32 = 1026;
 
 /// vsock port of the host that the agent connects to, once, when its services listen.
 pub const READY_PORT: u32 = 1024;
