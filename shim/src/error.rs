@@ -29,6 +29,8 @@ pub enum TaskError {
     NoMicroVm(Identifier),
     #[error("container {0} stands for its pod and runs nothing")]
     RunsNothing(Identifier),
+    #[error("no thread could be started to stand for the container on the node")]
+    NodePid(#[source] std::io::Error),
     #[error(transparent)]
     Identifier(#[from] InvalidIdentifier),
     #[error("{0}")]
@@ -69,7 +71,7 @@ impl TaskError {
             Self::Bundle(BundleError::Read { .. }) => Code::UNKNOWN,
             Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
-            Self::Stdio(_) | Self::Panicked(_) => Code::UNKNOWN,
+            Self::Stdio(_) | Self::NodePid(_) | Self::Panicked(_) => Code::UNKNOWN,
             Self::Sandbox(SandboxError::Agent(error)) | Self::Agent(error) => agent_code(error),
             Self::Sandbox(error) => sandbox_code(error),
         }

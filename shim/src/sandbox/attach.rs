@@ -4,6 +4,7 @@ use super::guest_spec::{HostMount, guest_spec, host_mounts};
 use super::oci::Spec;
 use super::rootfs::RootfsPlan;
 use super::share::{self, ContainerShare};
+use super::shared::{Pids, Shared};
 use super::{Attached, Container, Inner, SandboxError, SpecError};
 use crate::identifier::Identifier;
 use agent_protocol::agent::create_container_request::Rootfs;
@@ -36,21 +37,25 @@ pub struct ContainerPlan {
     mounts: Vec<HostMount>,
     /// As the guest is to see it.
     spec: Spec,
+    pids: Pids,
 }
 
 impl ContainerPlan {
     pub fn new(container: &Container<'_>) -> Result<Self, SpecError> {
         let rootfs = RootfsPlan::new(container.rootfs, container.spec.root.as_ref(), container.bundle)?;
-        let mounts = host_mounts(container.spec)?;
+        let mut spec = container.spec.clone();
+        let shared = Shared::take(&mut spec, container.pod)?;
+        let mounts = host_mounts(&spec)?;
         let sources: Vec<_> = (0..mounts.len()).map(|number| share::guest_mount(container.id, number)).collect();
-        let spec = guest_spec(container.spec, &sources)?;
-        Ok(Self { id: container.id.clone(), rootfs, mounts, spec })
+        let mut spec = guest_spec(&spec, &sources)?;
+        shared.give(&mut spec);
+        Ok(Self { id: container.id.clone(), rootfs, mounts, spec, pids: shared.pids })
     }
 }
 
 impl Inner {
     pub(super) async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
-        let ContainerPlan { id, rootfs, mounts, spec } = plan.clone();
+        let ContainerPlan { id, rootfs, mounts, spec, pids } = plan.clone();
         let spec = serde_json::to_vec(&spec).map_err(io::Error::from);
         let spec = spec.map_err(SandboxError::host("encode", "the specification"))?;
         let files = ContainerShare::new(&self.directory, &id);
@@ -75,7 +80,7 @@ impl Inner {
         // A thread that is stuck with a source must not mount it when this container is gone.
         files.close();
         mounted?;
-        Ok(Attached { rootfs: answer, spec })
+        Ok(Attached { rootfs: answer, spec, pids: pids.to_request() })
     }
 
     /// A later container may try again: what a failed attempt made is removed.

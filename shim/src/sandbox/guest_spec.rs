@@ -171,7 +171,7 @@ fn check_namespaces(linux: &Linux) -> Result<(), SpecError> {
         return unsupported("a container must have a mount namespace of its own");
     }
     if find("pid").is_some_and(|namespace| !namespace.path.is_empty()) {
-        return unsupported("sharing process ids between containers is not supported");
+        return unsupported("a microVM cannot join a pid namespace of the node");
     }
     Ok(())
 }

@@ -28,6 +28,7 @@ pub mod oci;
 mod process;
 mod rootfs;
 mod share;
+mod shared;
 mod spec;
 mod state;
 mod uid;
@@ -37,6 +38,7 @@ pub use agent::{Agent, AgentError};
 pub use attach::ContainerPlan;
 pub use error::SandboxError;
 pub use guest_spec::{check_pod, guest_process, guest_resources};
+pub use shared::Pod as SharedPod;
 pub use spec::{SandboxSpec, SpecError, check_annotations};
 
 use crate::identifier::Identifier;
@@ -85,6 +87,8 @@ pub struct Container<'a> {
     pub id: &'a Identifier,
     /// `config.json` as containerd wrote it.
     pub spec: &'a oci::Spec,
+    /// `None`: it is alone in its microVM.
+    pub pod: Option<&'a SharedPod>,
     /// Empty: the root filesystem is `root.path` of the spec.
     pub rootfs: &'a [Mount],
     pub bundle: &'a Path,
@@ -96,6 +100,8 @@ pub struct Attached {
     pub rootfs: agent_protocol::agent::create_container_request::Rootfs,
     /// The OCI specification (JSON) as the guest is to see it.
     pub spec: Vec<u8>,
+    /// Whose process ids the container sees; `None` is its own.
+    pub pids: Option<agent_protocol::agent::create_container_request::Pid_namespace>,
 }
 
 /// One running microVM. Clones are handles to the same one.

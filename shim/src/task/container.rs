@@ -1,5 +1,6 @@
 //! Containers and their processes, as the shim remembers them.
 
+use super::node_pid::NodePid;
 use super::pod::MAX_EXECS;
 use super::process::{Change, Exit, Phase, Question};
 use crate::bundle::Role;
@@ -17,8 +18,9 @@ use tokio::sync::watch;
 pub struct Container {
     pub id: Identifier,
     pub bundle: PathBuf,
-    /// The VMM's: numbers from the guest mean nothing on the node.
+    /// On the node: the VMM's, or for one of several containers that of a thread that stands for it.
     pub pid: u32,
+    _node_pid: Option<NodePid>,
     /// The microVM goes when this container is deleted.
     pub owns_vm: bool,
     /// Stands for its pod: its process is never run, no container exists in the guest.
@@ -40,10 +42,13 @@ pub struct Process {
 }
 
 impl Container {
-    pub fn new(id: Identifier, bundle: PathBuf, pid: u32, role: &Role, stdio: Stdio) -> Self {
+    pub fn new(id: Identifier, bundle: PathBuf, vmm: u32, role: &Role, stdio: Stdio) -> Result<Self, TaskError> {
         let init = Arc::new(Process::new(id.clone(), None, stdio));
         let owns_vm = matches!(role, Role::Alone | Role::Sandbox);
-        Self { id, bundle, pid, owns_vm, is_sandbox: *role == Role::Sandbox, init, execs: Mutex::default() }
+        let node_pid = if owns_vm { None } else { Some(NodePid::new().map_err(TaskError::NodePid)?) };
+        let pid = node_pid.as_ref().map_or(vmm, |thread| thread.number);
+        let (is_sandbox, execs) = (*role == Role::Sandbox, Mutex::default());
+        Ok(Self { id, bundle, pid, _node_pid: node_pid, owns_vm, is_sandbox, init, execs })
     }
 
     pub fn process(&self, exec: &str) -> Result<Arc<Process>, TaskError> {

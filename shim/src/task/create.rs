@@ -9,7 +9,7 @@ use crate::error::TaskError;
 use crate::identifier::Identifier;
 use crate::options::RuntimeOptions;
 use crate::sandbox::oci::Spec;
-use crate::sandbox::{self, AgentError, ContainerPlan, Mount, SandboxError, SandboxSpec};
+use crate::sandbox::{self, AgentError, ContainerPlan, Mount, SandboxError, SandboxSpec, SharedPod};
 use crate::stdio::{Opened, Stdio};
 use agent_protocol::agent::CreateContainerRequest;
 use agent_protocol::stream::{Channel, Hello};
@@ -39,7 +39,8 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
     let stdio = check(&pod, &id, &spec, &role, &request)?;
     let plan = match &role {
         Role::Sandbox => None,
-        Role::Alone | Role::Member { .. } => Some(plan(&id, &spec, &bundle, &request)?),
+        Role::Alone => Some(plan(&id, &spec, &bundle, None, &request)?),
+        Role::Member { .. } => Some(plan(&id, &spec, &bundle, Some(&pod.shared()), &request)?),
     };
     let opened = stdio.open(&pod.namespace, &id)?;
 
@@ -47,7 +48,7 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
         Role::Member { .. } => pod.vm()?,
         Role::Alone | Role::Sandbox => boot(&pod, &id, &spec, &request.options).await?,
     };
-    let container = Arc::new(Container::new(id, bundle, vm.vmm_pid(), &role, stdio));
+    let container = Arc::new(Container::new(id, bundle, vm.vmm_pid(), &role, stdio)?);
     if let Some(plan) = plan
         && let Err(error) = make(&*vm, &container, &plan, opened).await
     {
@@ -100,6 +101,7 @@ fn plan(
     id: &Identifier,
     spec: &Spec,
     bundle: &Path,
+    pod: Option<&SharedPod>,
     request: &CreateTaskRequest,
 ) -> Result<ContainerPlan, SandboxError> {
     let mount = |mount: &containerd_shim_protos::types::mount::Mount| Mount {
@@ -108,7 +110,7 @@ fn plan(
         options: mount.options.clone(),
     };
     let rootfs: Vec<_> = request.rootfs.iter().map(mount).collect();
-    Ok(ContainerPlan::new(&sandbox::Container { id, spec, rootfs: &rootfs, bundle })?)
+    Ok(ContainerPlan::new(&sandbox::Container { id, spec, pod, rootfs: &rootfs, bundle })?)
 }
 
 async fn boot(pod: &Pod, id: &Identifier, spec: &Spec, options: &Any) -> Result<Arc<dyn MicroVm>, TaskError> {
@@ -130,6 +132,7 @@ async fn make(vm: &dyn MicroVm, container: &Container, plan: &ContainerPlan, ope
         spec: attached.spec,
         streams: Some(container.init.stdio.streams()).into(),
         rootfs: Some(attached.rootfs),
+        pid_namespace: attached.pids,
         ..Default::default()
     };
     vm.agent().create_container(&create).await?;

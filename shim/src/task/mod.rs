@@ -11,6 +11,7 @@ mod delete;
 mod exec;
 mod exit;
 mod kill;
+mod node_pid;
 mod oom;
 mod pause;
 mod pids;

@@ -7,6 +7,7 @@ use super::vm::{Boot, MicroVm};
 use crate::error::TaskError;
 use crate::events::Events;
 use crate::identifier::Identifier;
+use crate::sandbox::SharedPod;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,6 +85,18 @@ impl Pod {
 
     pub fn vm(&self) -> Result<Arc<dyn MicroVm>, TaskError> {
         self.lock().vm.clone().ok_or_else(|| TaskError::NoMicroVm(self.id.clone()))
+    }
+
+    /// What a new container may share.
+    pub fn shared(&self) -> SharedPod {
+        let state = self.lock();
+        let members = state.containers.values().flatten().filter(|container| !container.owns_vm);
+        SharedPod {
+            id: self.id.clone(),
+            pid: state.vm.as_ref().map_or(0, |vm| vm.vmm_pid()),
+            containers: members.map(|container| (container.pid, container.id.clone())).collect(),
+            has_files: false,
+        }
     }
 
     /// 0 when there is no microVM.

@@ -234,7 +234,7 @@ impl MicroVm for FakeVm {
         if self.guest.attach_fails.load(Ordering::Relaxed) {
             return Err(SandboxError::Gone("test".to_owned()));
         }
-        Ok(Attached { rootfs: Rootfs::SharedPath("rootfs".into()), spec: b"{}".to_vec() })
+        Ok(Attached { rootfs: Rootfs::SharedPath("rootfs".into()), spec: b"{}".to_vec(), pids: None })
     }
 
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
