@@ -8,10 +8,7 @@ fn five_in_a_row_leave_nothing() {
     churn(5, 0);
 }
 
-/// Not in `make test`: under QEMU's emulation one microVM in about twelve that boot beside others never comes up
-/// (docs/status.md, known faults) before `-vgif`; to be moved back when `make test-long` is green.
 #[test]
-#[ignore = "several at once meet a fault of the emulation: `make test-long`"]
 fn four_at_once_leave_nothing() {
     churn(0, 4);
 }
