@@ -117,3 +117,9 @@ fn annotation_values_that_make_no_sense_are_named() {
 fn too_little_memory_is_refused() {
     refused(container().argument("--annotation").argument("io.bulkhead.memory_mib=16"), &["memory", "16", "64"]);
 }
+
+#[test]
+fn a_profile_of_the_node_is_refused_by_name() {
+    let named = ["AppArmor profile \"mine\"", "cannot be applied in a microVM"];
+    refused(container().argument("--apparmor-profile").argument("mine"), &named);
+}
