@@ -114,6 +114,11 @@ impl DriverQueue {
         self.memory.store(index, GuestAddress(self.available_ring() + 2), Ordering::SeqCst).unwrap();
     }
 
+    /// Head of the chain that [`DriverQueue::add`] offers next.
+    pub fn next_head(&self) -> u16 {
+        self.next_descriptor
+    }
+
     /// Offers a well-formed chain, reusing the table round robin, and returns its head.
     pub fn add(&mut self, parts: &[Part]) -> u16 {
         let head = self.next_descriptor;

@@ -22,6 +22,8 @@ mod worker;
 #[cfg(test)]
 mod connection_tests;
 #[cfg(test)]
+mod storm_tests;
+#[cfg(test)]
 mod tests;
 
 pub use connector::{ConnectError, Connector};
