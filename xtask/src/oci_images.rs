@@ -11,7 +11,7 @@ use std::process::Command;
 const SUITE: &str = "trixie";
 
 /// Changed by hand when this file makes different images from the same recipe.
-const RECIPE_VERSION: &str = "2";
+const RECIPE_VERSION: &str = "3";
 
 /// Half of the Debian image's size, and nothing that runs: software rendering, which only stress-ng's unused graphics
 /// test would load.
@@ -67,6 +67,7 @@ fn busybox(directory: &Path) -> Result<()> {
     let images = [
         Image { name: "bulkhead.test/busybox:latest", layer: &layer, command: &["sh"] },
         Image { name: "bulkhead.test/nocmd:latest", layer: &layer, command: &[] },
+        Image { name: "bulkhead.test/pause:latest", layer: &layer, command: &["sleep", "infinity"] },
     ];
     oci_layout::write(&directory.join("busybox.tar"), &images)
 }

@@ -15,7 +15,7 @@ impl Traces {
         let mut kinds = BTreeMap::new();
         kinds.insert("processes", processes());
         kinds.insert("mounts", mounts());
-        kinds.insert("network interfaces", names("/sys/class/net"));
+        kinds.insert("network interfaces", interfaces());
         kinds.insert("cgroups", cgroups());
         kinds.insert("sockets", names("/run/containerd/s"));
         kinds.insert("user ids", names("/run/bulkhead/uids"));
@@ -54,6 +54,11 @@ fn names(directory: &str) -> Vec<String> {
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
+}
+
+/// Without the bridge that the node's CNI plugin makes for its first pod and keeps.
+fn interfaces() -> Vec<String> {
+    names("/sys/class/net").into_iter().filter(|name| name != "cni0").collect()
 }
 
 /// Our processes, zombies too, as `pid name`.

@@ -1,8 +1,10 @@
 //! What the end-to-end tests share. They run inside a node VM (tests/README.md), as root, against the node's own
-//! containerd, and drive it through `ctr`, as an operator would.
+//! containerd, and drive it through `ctr`, as an operator would, or through CRI, as kubelet does.
 
 pub mod container;
+pub mod cri;
 pub mod leaks;
+pub mod probe;
 pub mod terminal;
 pub mod vmm;
 
