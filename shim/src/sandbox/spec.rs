@@ -14,6 +14,12 @@ const PREFIX: &str = "io.bulkhead.";
 const MEMORY: &str = "io.bulkhead.memory_mib";
 const VCPUS: &str = "io.bulkhead.vcpus";
 
+/// The sums of a pod's container limits, as kubelet sends them and containerd notes them on the sandbox. Zero and less: not
+/// every container has one.
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
 /// What the guest's kernel and agent need besides a container's memory limit, in MiB.
 const GUEST_OVERHEAD_MIB: u64 = 64;
 
@@ -105,13 +111,19 @@ fn annotation(spec: &Spec, key: &'static str, low: u32, high: u32) -> Result<Opt
     }
 }
 
-/// The annotation, else what the container's limit needs, else the node's default.
+/// A number that containerd wrote.
+fn pod_limit(spec: &Spec, key: &str) -> Option<i64> {
+    spec.annotations.get(key)?.parse().ok()
+}
+
+/// The annotation, else what the pod's or the container's limit needs, else the node's default.
 fn memory(spec: &Spec, linux: &Linux, config: &Config) -> Result<u32, SpecError> {
     if let Some(mib) = annotation(spec, MEMORY, MIN_MEMORY_MIB, MAX_MEMORY_MIB)? {
         return Ok(mib);
     }
     // Zero and negative limits mean "none".
-    let limit = linux.resources.get("memory").and_then(|memory| memory.get("limit")?.as_i64());
+    let limit = || linux.resources.get("memory").and_then(|memory| memory.get("limit")?.as_i64());
+    let limit = pod_limit(spec, POD_MEMORY).or_else(limit);
     let mib = match limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|&bytes| bytes > 0) {
         Some(bytes) => bytes.div_ceil(MIB) + GUEST_OVERHEAD_MIB,
         None => u64::from(config.memory_mib),
@@ -122,14 +134,17 @@ fn memory(spec: &Spec, linux: &Linux, config: &Config) -> Result<u32, SpecError>
     Ok(u32::try_from(mib).unwrap_or(MAX_MEMORY_MIB).min(MAX_MEMORY_MIB))
 }
 
-/// The annotation, else what the container's quota can use, else the node's default.
+/// The annotation, else what the pod's or the container's quota can use, else the node's default.
 fn vcpus(spec: &Spec, linux: &Linux, config: &Config) -> Result<u8, SpecError> {
     if let Some(vcpus) = annotation(spec, VCPUS, 1, u32::from(MAX_VCPUS))? {
         return Ok(u8::try_from(vcpus).unwrap_or(MAX_VCPUS));
     }
-    let cpu = |key| linux.resources.get("cpu").and_then(|cpu| cpu.get(key)?.as_i64()?.try_into().ok());
-    match (cpu("quota"), cpu("period")) {
-        (Some(quota @ 1u64..), Some(period @ 1u64..)) => {
+    let cpu = |of_pod, key| {
+        let limit = || linux.resources.get("cpu").and_then(|cpu| cpu.get(key)?.as_i64());
+        u64::try_from(pod_limit(spec, of_pod).or_else(limit)?).ok()
+    };
+    match (cpu(POD_QUOTA, "quota"), cpu(POD_PERIOD, "period")) {
+        (Some(quota @ 1..), Some(period @ 1..)) => {
             Ok(u8::try_from(quota.div_ceil(period)).unwrap_or(MAX_VCPUS).min(MAX_VCPUS))
         }
         _ => Ok(config.vcpus),
@@ -157,6 +172,20 @@ mod tests {
         let resources = json!({"memory": {"limit": 100 * MIB + 1}, "cpu": {"quota": 150_000, "period": 100_000}});
         let spec = parse(json!({"linux": {"resources": resources}})).unwrap();
         assert_eq!((spec.memory_mib, spec.vcpus), (101 + 64, 2));
+    }
+
+    #[test]
+    fn a_pod_is_sized_by_the_limits_of_all_its_containers() {
+        let pod = |memory: &str, quota: &str| {
+            let spec = parse(json!({
+                "annotations": {POD_MEMORY: memory, POD_QUOTA: quota, POD_PERIOD: "100000"},
+                "linux": {"resources": {"memory": {"limit": MIB}, "cpu": {"shares": 2}}},
+            }));
+            spec.map(|spec| (spec.memory_mib, spec.vcpus)).unwrap()
+        };
+        assert_eq!(pod("314572800", "250000"), (300 + 64, 3));
+        assert_eq!(pod("0", "0"), (512, 1));
+        assert_eq!(pod("-1", "-1"), (512, 1));
     }
 
     #[test]

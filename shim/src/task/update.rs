@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub async fn update(pod: Arc<Pod>, request: UpdateTaskRequest) -> Result<Empty, TaskError> {
     let container = pod.container(&request.id)?;
     if container.is_sandbox {
-        return Ok(Empty::new());
+        return Err(TaskError::Unsupported("changing the resources of a microVM that runs"));
     }
     container.in_use()?;
     let invalid = |error: serde_json::Error| TaskError::Invalid(format!("not OCI resources: {error}"));
