@@ -7,6 +7,8 @@ use crate::jail::ThreadKind;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -21,9 +23,15 @@ const BATCH: usize = 16;
 #[derive(Debug)]
 pub struct Watch {
     epoll: Epoll,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Watch {
+    /// Somebody waits for this thread to end: nothing new should be begun.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     pub fn add(&self, descriptor: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
         self.control(ControlOperation::Add, descriptor.as_raw_fd(), events, token)
     }
@@ -58,13 +66,15 @@ pub trait Handler: Send + 'static {
 pub struct Worker<H> {
     thread: JoinHandle<H>,
     stop: EventFd,
+    stopping: Arc<AtomicBool>,
 }
 
 impl<H: Handler> Worker<H> {
     /// Starts a thread of `kind`, which is also the thread's name.
     pub fn spawn(kind: ThreadKind, mut handler: H) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
-        let watch = Watch { epoll: Epoll::new()? };
+        let stopping = Arc::new(AtomicBool::new(false));
+        let watch = Watch { epoll: Epoll::new()?, stopping: Arc::clone(&stopping) };
         watch.add(&stop, EventSet::IN, STOP)?;
         let thread = std::thread::Builder::new().name(kind.name().into()).stack_size(256 * 1024).spawn(move || {
             if let Err(error) = crate::jail::confine_thread(kind) {
@@ -76,11 +86,12 @@ impl<H: Handler> Worker<H> {
             handler.end();
             handler
         })?;
-        Ok(Self { thread, stop })
+        Ok(Self { thread, stop, stopping })
     }
 
     /// Ends the thread and returns its handler.
     pub fn stop(self) -> io::Result<H> {
+        self.stopping.store(true, Ordering::Relaxed);
         self.stop.write(1)?;
         self.thread.join().map_err(|_| io::Error::other("a device thread panicked"))
     }

@@ -124,10 +124,14 @@ impl Ring {
 
     /// Serves what is on the ring, each request to its end. `serve` returns how many bytes it wrote; chains that
     /// are no requests go back empty.
-    pub fn serve(&mut self, mut serve: impl FnMut(&Memory, &Chain) -> u32) -> Result<(), RingError> {
+    pub fn serve(&mut self, watch: &Watch, mut serve: impl FnMut(&Memory, &Chain) -> u32) -> Result<(), RingError> {
         let memory = Arc::clone(&self.memory);
         self.disable_kicks()?;
         for _ in 0..self.size() {
+            // The guest decides how long a ring full of requests takes, and who stops us is the main thread.
+            if watch.is_stopping() {
+                return self.interrupt();
+            }
             match self.pop()? {
                 Some(request) => {
                     let written = request.chain.map_or(0, |chain| serve(&memory, &chain));

@@ -34,9 +34,9 @@ impl<S: Service> Handler for Served<S> {
         Ok(())
     }
 
-    fn handle(&mut self, _token: u64, _events: EventSet, _watch: &Watch) -> ControlFlow<()> {
+    fn handle(&mut self, _token: u64, _events: EventSet, watch: &Watch) -> ControlFlow<()> {
         self.ring.acknowledge();
-        match self.ring.serve(|memory, chain| self.service.serve(memory, chain)) {
+        match self.ring.serve(watch, |memory, chain| self.service.serve(memory, chain)) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 error.report(S::THREAD);
@@ -70,5 +70,76 @@ impl<S: Service> ServiceThread<S> {
             .inspect_err(|error| tracing::error!(thread = S::THREAD.name(), %error, "cannot end a device thread"))
             .ok()
             .map(|served| served.ring.into_queue())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::device::{DeviceTraits, Resources, VirtioDevice};
+    use crate::virtio::testing::{BUFFERS, Driver, Part};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use virtio_queue::QueueT;
+
+    /// Tells of each request that it begins, and takes as long as it is left waiting.
+    #[derive(Debug)]
+    struct Slow {
+        begun: Sender<()>,
+        go_on: Receiver<()>,
+    }
+
+    impl Service for Slow {
+        const THREAD: ThreadKind = ThreadKind::Pmem;
+
+        fn serve(&mut self, _memory: &Memory, _chain: &Chain) -> u32 {
+            self.begun.send(()).unwrap();
+            // Disconnected: nothing is to wait for.
+            let _ = self.go_on.recv();
+            0
+        }
+    }
+
+    #[derive(Debug)]
+    struct Device {
+        service: Option<Slow>,
+        thread: ServiceThread<Slow>,
+    }
+
+    impl VirtioDevice for Device {
+        fn traits(&self) -> DeviceTraits {
+            DeviceTraits { device_type: 0, features: 0, queue_sizes: &[64] }
+        }
+
+        fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
+
+        fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
+            self.thread.start(Ring::take(&mut resources, 0)?, self.service.take().unwrap())
+        }
+
+        fn stop(&mut self) -> Vec<Option<Queue>> {
+            vec![self.thread.stop()]
+        }
+    }
+
+    #[test]
+    fn a_stop_waits_for_one_request_and_not_for_all() {
+        let (begun, beginnings) = channel();
+        let (permits, go_on) = channel();
+        let device = Device { service: Some(Slow { begun, go_on }), thread: ServiceThread::default() };
+        let mut driver = Driver::start(device, 0);
+        for _ in 0..64 {
+            driver.queues[0].add(&[Part::Writable(BUFFERS, 16)]);
+        }
+        driver.queues[0].kick();
+        beginnings.recv().unwrap();
+        let queues = std::thread::scope(|scope| {
+            let stopped = scope.spawn(|| driver.stop());
+            // The thread is asked to stop before the request ends.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            drop(permits);
+            stopped.join().unwrap()
+        });
+        assert_eq!(queues[0].next_avail(), 1);
+        assert_eq!(beginnings.try_iter().count(), 0);
     }
 }

@@ -205,7 +205,7 @@ impl<L: Link> Traffic<L> {
             TRANSMIT => {
                 self.transmit.acknowledge();
                 let (link, features) = (&self.link, self.features);
-                self.transmit.serve(|memory, chain| {
+                self.transmit.serve(watch, |memory, chain| {
                     send(link, features, memory, chain);
                     0
                 })
