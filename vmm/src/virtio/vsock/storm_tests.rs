@@ -38,11 +38,13 @@ const ORDER: usize = 12;
 
 impl Order {
     fn random(random: &mut Random) -> Self {
-        let mut length = || match random.below(4) {
-            0 => 0,
-            1 => random.below(20),
-            2 => random.below(5_000),
-            _ => random.below(60_000),
+        let mut length = || match random.below(16) {
+            0..4 => 0,
+            4..8 => random.below(20),
+            8..12 => random.below(5_000),
+            12..15 => random.below(60_000),
+            // More than all receive buffers hold.
+            _ => 400_000,
         };
         let [up, down] = [length(), length()].map(|length| u32::try_from(length).unwrap());
         Self { seed: u32::try_from(random.below(1 << 32)).unwrap(), up, down }
@@ -130,12 +132,14 @@ struct Guest {
     transmitting: u16,
     /// Receive buffers that the driver has back and keeps for now.
     spare: Vec<u16>,
+    /// How many of them it collects before it gives them to the device again.
+    refill_at: usize,
     seen: [usize; 2],
     finished: usize,
 }
 
 impl Guest {
-    fn new(features: u64, seed: u64) -> (Self, Connector) {
+    fn new(features: u64, refill_at: usize, seed: u64) -> (Self, Connector) {
         let (device, connector) = Vsock::new(CID, EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
         let mut guest = Self {
             driver: Driver::start(device, features),
@@ -144,6 +148,7 @@ impl Guest {
             outgoing: VecDeque::new(),
             transmitting: 0,
             spare: (0..spec::QUEUE_SIZES[RX]).collect(),
+            refill_at,
             seen: [0; 2],
             finished: 0,
         };
@@ -191,8 +196,7 @@ impl Guest {
             self.take_packet(Header::from_bytes(header), payload);
             self.spare.push(head);
         }
-        // Linux refills when half of its buffers are used up.
-        if self.spare.len() > 32 {
+        if self.spare.len() >= self.refill_at {
             self.refill();
         }
     }
@@ -329,8 +333,8 @@ impl Guest {
 }
 
 /// `count` connections, of which `callers` are open at a time.
-fn storm(features: u64, seed: u64, callers: usize, count: usize) {
-    let (mut guest, connector) = Guest::new(features, seed);
+fn storm(features: u64, refill_at: usize, seed: u64, callers: usize, count: usize) {
+    let (mut guest, connector) = Guest::new(features, refill_at, seed);
     std::thread::scope(|scope| {
         for caller in 0..callers {
             let connector = connector.clone();
@@ -345,15 +349,23 @@ fn storm(features: u64, seed: u64, callers: usize, count: usize) {
     });
 }
 
+/// Linux refills when half of its buffers are used up.
+const HALF: usize = 33;
+/// The device has no buffer left before it gets any back.
+const LAST: usize = 64;
+
 #[test]
 fn no_byte_of_many_connections_is_lost_or_waits_for_another_event() {
-    for seed in 1..=4 {
-        storm(EVENT_INDEX, seed, 40, 400);
-        storm(0, seed, 40, 400);
+    for (seed, refill_at) in [(1, HALF), (2, LAST)] {
+        storm(EVENT_INDEX, refill_at, seed, 40, 400);
+        storm(0, refill_at, seed, 40, 400);
     }
 }
 
 #[test]
-fn one_connection_after_another_ends() {
-    storm(EVENT_INDEX, 0x5eed, 1, 100);
+fn a_connection_that_is_alone_has_no_other_event_to_wait_for() {
+    for (seed, refill_at) in [(3, HALF), (4, LAST)] {
+        storm(EVENT_INDEX, refill_at, seed, 1, 40);
+        storm(0, refill_at, seed, 1, 40);
+    }
 }
