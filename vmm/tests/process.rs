@@ -2,11 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
 use nix::unistd::Uid;
 use std::fs::File;
 use std::io::{IoSlice, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use vmm_protocol::{Call, DeviceId, FdSlot, Jail, MAX_MESSAGE, MIN_MEMORY_MIB, Machine, Message, Request};
 
@@ -99,6 +100,18 @@ fn kvm() -> Option<File> {
 #[test]
 fn the_process_ends_when_the_shim_is_gone() {
     assert!(Vmm::spawn().end().success());
+}
+
+#[test]
+fn inherited_descriptors_are_closed() {
+    // Unlike `std::io::pipe`, this one is inherited.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let vmm = Vmm::spawn();
+    drop(writer);
+    // Children of tests that run beside this one have it too, until they close it.
+    let mut ends = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut ends, PollTimeout::from(10_000_u16)).unwrap(), 1, "the VMM has the pipe still");
+    assert!(vmm.end().success());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Carries out a jail plan. Nothing here decides anything.
-#![expect(unsafe_code, reason = "capabilities and prctl have no safe interface")]
+#![expect(unsafe_code, reason = "capabilities, prctl and close_range have no safe interface")]
 
 use super::JailError;
 use super::plan::{JailPlan, Step};
@@ -11,6 +11,7 @@ use nix::sched::unshare;
 use nix::sys::resource::setrlimit;
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{chdir, pivot_root, setgroups, setresgid, setresuid};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// A directory that every host has. The new root is mounted over it for a moment, in our own mount namespace.
@@ -18,6 +19,13 @@ const STAGE: &str = "/run";
 
 /// One inode is the root itself, so that the file system stays empty even if it could be written to.
 const ROOT_OPTIONS: &str = "size=4k,nr_inodes=1,mode=0000";
+
+/// Closes all descriptors but the standard ones.
+pub fn close_inherited() -> io::Result<()> {
+    // SAFETY: the caller says that no object of this process owns a descriptor yet besides the standard ones.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
 
 pub fn run(plan: &JailPlan) -> Result<(), JailError> {
     check_threads()?;

@@ -34,6 +34,12 @@ pub enum JailError {
     Step { step: Step, source: Errno },
 }
 
+/// Closes what the process has inherited besides control socket and log: whatever else it gets, it is sent. To be called
+/// first, before the process owns a descriptor.
+pub fn close_inherited() -> io::Result<()> {
+    enter::close_inherited()
+}
+
 /// Takes the process, which has one thread and is root, into the jail. There is no way back.
 pub fn enter(jail: &Jail) -> Result<(), JailError> {
     enter::run(&JailPlan::new(jail)?)
