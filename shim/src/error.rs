@@ -23,6 +23,12 @@ pub enum TaskError {
     ContainerExists(Identifier),
     #[error("container {container} already has a process {exec}")]
     ProcessExists { container: Identifier, exec: Identifier },
+    #[error("pod sandbox {0} does not exist")]
+    NoSandbox(Identifier),
+    #[error("pod sandbox {0} already exists")]
+    SandboxExists(Identifier),
+    #[error("pod sandbox {0} has been started before")]
+    SandboxStarted(Identifier),
     #[error("{process} {refusal}")]
     Refused { process: String, refusal: Refusal },
     #[error("pod {0} has no running microVM")]
@@ -63,10 +69,12 @@ impl From<SpecError> for TaskError {
 impl TaskError {
     pub fn code(&self) -> Code {
         match self {
-            Self::NoContainer(_) | Self::NoProcess { .. } => Code::NOT_FOUND,
-            Self::ContainerExists(_) | Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
+            Self::NoContainer(_) | Self::NoProcess { .. } | Self::NoSandbox(_) => Code::NOT_FOUND,
+            Self::ContainerExists(_) | Self::ProcessExists { .. } | Self::SandboxExists(_) => Code::ALREADY_EXISTS,
             Self::Refused { refusal: Refusal::AlreadyStopped, .. } => Code::NOT_FOUND,
-            Self::Refused { .. } | Self::NoMicroVm(_) | Self::RunsNothing(_) => Code::FAILED_PRECONDITION,
+            Self::Refused { .. } | Self::NoMicroVm(_) | Self::RunsNothing(_) | Self::SandboxStarted(_) => {
+                Code::FAILED_PRECONDITION
+            }
             Self::Identifier(_) | Self::Invalid(_) | Self::Options(_) | Self::Config(_) => Code::INVALID_ARGUMENT,
             Self::Bundle(BundleError::Read { .. }) => Code::UNKNOWN,
             Self::Bundle(_) => Code::INVALID_ARGUMENT,
@@ -136,6 +144,9 @@ mod tests {
             (TaskError::NoProcess { container: id("c"), exec: id("e") }, Code::NOT_FOUND),
             (TaskError::ContainerExists(id("c")), Code::ALREADY_EXISTS),
             (TaskError::ProcessExists { container: id("c"), exec: id("e") }, Code::ALREADY_EXISTS),
+            (TaskError::NoSandbox(id("p")), Code::NOT_FOUND),
+            (TaskError::SandboxExists(id("p")), Code::ALREADY_EXISTS),
+            (TaskError::SandboxStarted(id("p")), Code::FAILED_PRECONDITION),
             (state(Refusal::AlreadyStopped), Code::NOT_FOUND),
             (state(Refusal::StillRunning), Code::FAILED_PRECONDITION),
             (state(Refusal::NotRunning), Code::FAILED_PRECONDITION),

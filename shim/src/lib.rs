@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! containerd ─ start ──► [start]  finds or makes the pod's socket, leaves a daemon behind
-//!            ─ ttrpc ──► [serve]  the daemon: [task] verbs on [sandbox], events, stdio
+//!            ─ ttrpc ──► [serve]  the daemon: [task] and [sandbox_api] verbs on [sandbox], events, stdio
 //!            ─ delete ─► [delete] removes what a dead daemon left, from recorded state alone
 //! ```
 
@@ -17,6 +17,7 @@ pub mod info;
 pub mod log;
 pub mod options;
 pub mod sandbox;
+pub mod sandbox_api;
 pub mod serve;
 pub mod start;
 pub mod stdio;

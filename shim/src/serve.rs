@@ -6,6 +6,8 @@ use crate::identifier::Identifier;
 use crate::log::FifoLog;
 use crate::task::vm::RealBoot;
 use crate::task::{self, Pod};
+use crate::{sandbox_api, start};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 use std::os::fd::AsFd;
@@ -35,6 +37,8 @@ pub enum ServeError {
     Listener(#[source] io::Error),
     #[error("cannot read the working directory")]
     Bundle(#[source] io::Error),
+    #[error("cannot read the pod sandbox's runtime options")]
+    Options(#[source] io::Error),
     #[error("cannot run the event loop")]
     Runtime(#[source] io::Error),
     #[error("cannot serve the pod's socket")]
@@ -48,11 +52,12 @@ pub fn serve(arguments: &Arguments) -> Result<(), ServeError> {
     // Already a session's leader only when run by hand.
     let _ = nix::unistd::setsid();
     raise_descriptor_limit();
+    let options = start::options::take(&bundle).map_err(ServeError::Options)?;
     let listener = take_listener().map_err(ServeError::Listener)?;
     // containerd removes the bundle while we live.
     std::env::set_current_dir("/").map_err(ServeError::Bundle)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Runtime)?;
-    let result = runtime.block_on(run(listener, namespace, id));
+    let result = runtime.block_on(run(listener, namespace, id, options));
     // Without waiting: a thread may hang in a system call.
     runtime.shutdown_background();
     if let Err(error) = &result {
@@ -86,12 +91,15 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn run(listener: UnixListener, namespace: Identifier, id: Identifier) -> Result<(), ServeError> {
+async fn run(listener: UnixListener, namespace: Identifier, id: Identifier, options: Any) -> Result<(), ServeError> {
     let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     let events = Events::to_containerd(namespace.clone(), &std::env::var(EVENTS_ADDRESS).unwrap_or_default());
     let pod = Arc::new(Pod::new(namespace, id, events, Box::new(RealBoot)));
     let listener = Listener::try_from(listener).map_err(ServeError::Listener)?;
-    let mut server = Server::new().add_listener(listener).register_service(task::services(&pod));
+    let mut server = Server::new()
+        .add_listener(listener)
+        .register_service(task::services(&pod))
+        .register_service(sandbox_api::services(&pod, options));
     let mut terminated = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     server.start().await.map_err(ServeError::Server)?;

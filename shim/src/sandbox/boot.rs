@@ -8,7 +8,7 @@ use super::id::SandboxId;
 use super::lines::{self, Source};
 use super::state::Record;
 use super::vmm::Vmm;
-use super::{Inner, SandboxError, SandboxSpec, uid};
+use super::{Inner, PodFiles, SandboxError, SandboxSpec, uid};
 use agent_protocol::agent::ConfigureRequest;
 use agent_protocol::{AGENT_PORT, VERSION};
 use bulkhead_config::Config;
@@ -193,6 +193,7 @@ async fn configure(agent: &Agent, spec: &SandboxSpec) -> Result<(), SandboxError
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let request = ConfigureRequest {
         hostname: spec.hostname.clone(),
+        files: spec.files.clone().map(pod_files).into(),
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy,
         sysctls: spec.sysctls.clone().into_iter().collect(),
@@ -205,6 +206,11 @@ async fn configure(agent: &Agent, spec: &SandboxSpec) -> Result<(), SandboxError
     } else {
         Err(SandboxError::Version { agent: super::agent::printable(&answer.version) })
     }
+}
+
+fn pod_files(files: PodFiles) -> agent_protocol::agent::PodFiles {
+    let PodFiles { hostname, hosts, resolv_conf } = files;
+    agent_protocol::agent::PodFiles { hostname, hosts, resolv_conf, ..Default::default() }
 }
 
 #[cfg(test)]

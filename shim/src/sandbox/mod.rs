@@ -39,7 +39,7 @@ pub use attach::ContainerPlan;
 pub use error::SandboxError;
 pub use guest_spec::{check_pod, guest_process, guest_resources};
 pub use shared::Pod as SharedPod;
-pub use spec::{SandboxSpec, SpecError, check_annotations};
+pub use spec::{PodFiles, SandboxSpec, SpecError, check_annotations};
 
 use crate::identifier::Identifier;
 use agent_protocol::STREAM_PORT;

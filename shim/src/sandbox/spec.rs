@@ -35,6 +35,8 @@ const MAX_OOM_SCORE: u16 = 1000;
 pub struct SandboxSpec {
     pub(super) id: SandboxId,
     pub(super) hostname: String,
+    /// For the containers to share. `None`: containerd mounts its own.
+    pub(super) files: Option<PodFiles>,
     pub(super) memory_mib: u32,
     pub(super) vcpus: u8,
     /// Kernel settings that are to hold in the guest itself.
@@ -43,6 +45,14 @@ pub struct SandboxSpec {
     pub(super) cgroup: PathBuf,
     /// Of the VMM and the file server on the node, from 0 to [`MAX_OOM_SCORE`].
     pub(super) oom_score: u16,
+}
+
+/// Files that the pod's containers share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFiles {
+    pub hostname: Vec<u8>,
+    pub hosts: Vec<u8>,
+    pub resolv_conf: Vec<u8>,
 }
 
 /// Why a specification is refused. Each is one sentence for whoever wrote it.
@@ -74,6 +84,7 @@ impl SandboxSpec {
         let hostname = if spec.hostname.is_empty() { id.id.as_str() } else { &spec.hostname };
         Ok(Self {
             hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
+            files: None,
             memory_mib: memory(spec, &linux, config)?,
             vcpus: vcpus(spec, &linux, config)?,
             sysctls: linux.sysctl,
@@ -81,6 +92,12 @@ impl SandboxSpec {
             oom_score: oom_score(spec),
             id,
         })
+    }
+
+    /// The same, with files in the guest's memory.
+    #[must_use]
+    pub fn with_files(self, files: PodFiles) -> Self {
+        Self { files: Some(files), ..self }
     }
 }
 

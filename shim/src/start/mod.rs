@@ -5,6 +5,7 @@
 //! only the address is answered. Whatever can be refused here is: there is no daemon yet that could be left over.
 
 mod daemon;
+pub mod options;
 mod protocol;
 pub mod socket;
 
@@ -37,9 +38,6 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// What containerd 2.x does with `sandboxer = "shim"`.
-    #[error("there is no config.json: sandboxer = \"shim\" is not supported, use podsandbox")]
-    SandboxController,
     #[error("the pod {0} has no running shim")]
     PodGone(Identifier),
     #[error("cannot listen on {path}")]
@@ -54,8 +52,10 @@ pub enum StartError {
 pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u8>, StartError> {
     let (namespace, id) = (arguments.namespace()?, arguments.id()?);
     let input = Input::parse(input, id).map_err(StartError::Input)?;
-    let spec = bundle::read_spec(bundle)?.ok_or(StartError::SandboxController)?;
-    let role = bundle::role(&spec)?;
+    // Without a specification it is a pod sandbox that is no container: containerd 2.x does so with `sandboxer = "shim"`.
+    let spec = bundle::read_spec(bundle)?;
+    let role = spec.as_ref().map_or(Ok(Role::Sandbox), bundle::role)?;
+    let reply = input.reply(spec.is_some());
     let directory = input.socket_directory.as_deref().unwrap_or(Path::new(socket::DIRECTORY));
 
     let socket = if let Role::Member { sandbox } = role {
@@ -67,16 +67,20 @@ pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u
     } else {
         RuntimeOptions::from_any(&input.options)?.config()?;
         let socket = SocketPath::new(directory, &arguments.address, namespace, id);
+        if spec.is_none() {
+            let failed = |source| StartError::Write { path: bundle.to_owned(), source };
+            options::leave(bundle, &input.options).map_err(failed)?;
+        }
         let failed = |source| StartError::Listen { path: socket.path().to_owned(), source };
         if let Claim::Bound(listener) = socket.claim().map_err(failed)? {
             let daemon = || daemon::leave_behind(arguments, bundle, listener).map_err(StartError::Daemon);
             serve(&socket, bundle, daemon)?;
-            return Ok(input.reply().encode(&socket.url()));
+            return Ok(reply.encode(&socket.url()));
         }
         socket
     };
     write_address(bundle, &socket.url())?;
-    Ok(input.reply().encode(&socket.url()))
+    Ok(reply.encode(&socket.url()))
 }
 
 /// Has the daemon serve a socket that was just bound. The daemon comes last: nobody would end it if something failed

@@ -1,13 +1,13 @@
 //! What containerd sends on standard input of `start`, and the shapes of the answer.
 //!
-//! | containerd | input            | answer                                   |
-//! |------------|------------------|------------------------------------------|
-//! | 1.7        | options          | plain address; version 3 is a hard error |
-//! | 2.0 – 2.2  | options          | plain address                            |
-//! | 2.3        | bootstrap params | bootstrap result                         |
+//! | containerd | input            | answer                                   | for a pod sandbox that is no container |
+//! |------------|------------------|------------------------------------------|----------------------------------------|
+//! | 1.7        | options          | plain address; version 3 is a hard error | not supported                          |
+//! | 2.0 – 2.2  | options          | plain address                            | JSON, version 3                        |
+//! | 2.3        | bootstrap params | bootstrap result                         | bootstrap result                       |
 //!
 //! A plain address means version 2 of the task service everywhere, so it is the answer to everyone who did not
-//! show that they know more.
+//! show that they know more. Who makes a pod sandbox that is no container does: its members need version 3.
 
 use crate::identifier::Identifier;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
@@ -47,12 +47,18 @@ impl Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
     Address,
+    Json,
     Bootstrap,
 }
 
 impl Input {
-    pub fn reply(&self) -> Reply {
-        if self.bootstrap { Reply::Bootstrap } else { Reply::Address }
+    /// `is_container`: whether what is started has a specification.
+    pub fn reply(&self, is_container: bool) -> Reply {
+        match (self.bootstrap, is_container) {
+            (true, _) => Reply::Bootstrap,
+            (false, true) => Reply::Address,
+            (false, false) => Reply::Json,
+        }
     }
 }
 
@@ -60,6 +66,10 @@ impl Reply {
     pub fn encode(self, url: &str) -> Vec<u8> {
         match self {
             Self::Address => url.as_bytes().to_vec(),
+            Self::Json => {
+                let reply = serde_json::json!({"version": 3, "address": url, "protocol": "ttrpc"});
+                reply.to_string().into_bytes()
+            }
             Self::Bootstrap => {
                 let result = BootstrapResult {
                     version: 3,
@@ -114,8 +124,11 @@ mod tests {
     #[test]
     fn version_3_is_answered_only_to_those_who_know_it() {
         let input = |bootstrap| Input { options: Any::default(), socket_directory: None, bootstrap };
-        assert_eq!(input(false).reply(), Reply::Address);
-        assert_eq!(input(true).reply(), Reply::Bootstrap);
+        assert_eq!(input(false).reply(true), Reply::Address);
+        assert_eq!(input(false).reply(false), Reply::Json);
+        assert_eq!(input(true).reply(true), Reply::Bootstrap);
+        assert_eq!(input(true).reply(false), Reply::Bootstrap);
+        assert_eq!(Reply::Json.encode("unix:///s"), br#"{"address":"unix:///s","protocol":"ttrpc","version":3}"#);
         assert_eq!(Reply::Address.encode("unix:///s"), b"unix:///s");
         let result = BootstrapResult::parse_from_bytes(&Reply::Bootstrap.encode("unix:///s")).unwrap();
         assert_eq!((result.version, result.address.as_str(), result.protocol.as_str()), (3, "unix:///s", "ttrpc"));

@@ -1,9 +1,9 @@
 //! `Create`: makes a container, and the microVM when the container owns one. It does not run yet.
 
 use super::container::Container;
+use super::exit;
 use super::pod::Pod;
 use super::vm::MicroVm;
-use super::{exit, oom};
 use crate::bundle::{self, Role};
 use crate::error::TaskError;
 use crate::identifier::Identifier;
@@ -59,9 +59,6 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
     reservation.fill(container.clone());
     pod.events.publish(TASK_CREATE_EVENT_TOPIC, &event(&request, container.pid));
     exit::watch(&pod, &vm, &container, &container.init);
-    if container.owns_vm {
-        oom::watch(&pod, &vm);
-    }
     tracing::info!(container = %container.id, vmm = container.pid, "container created");
     Ok(CreateTaskResponse { pid: container.pid, ..Default::default() })
 }
@@ -113,15 +110,16 @@ fn plan(
     Ok(ContainerPlan::new(&sandbox::Container { id, spec, pod, rootfs: &rootfs, bundle })?)
 }
 
-async fn boot(pod: &Pod, id: &Identifier, spec: &Spec, options: &Any) -> Result<Arc<dyn MicroVm>, TaskError> {
+async fn boot(pod: &Arc<Pod>, id: &Identifier, spec: &Spec, options: &Any) -> Result<Arc<dyn MicroVm>, TaskError> {
     if *id != pod.id {
         return Err(TaskError::Invalid(format!("container {id} needs a microVM of its own, not that of {}", pod.id)));
     }
+    if pod.vm().is_ok() {
+        return Err(TaskError::Invalid(format!("pod {id} has its microVM already")));
+    }
     let config = RuntimeOptions::from_any(options)?.config()?;
     let spec = SandboxSpec::from_oci(&pod.namespace, id, spec, &config)?;
-    let vm = pod.boot.boot(spec, &config).await?;
-    pod.set_vm(vm.clone());
-    Ok(vm)
+    Ok(pod.boot(spec, &config).await?)
 }
 
 /// Makes the container in the guest and connects its streams.

@@ -55,7 +55,7 @@ struct TaskService {
 }
 
 /// Waits for work that goes on when the waiting is given up.
-async fn to_the_end<T: Send + 'static>(
+pub async fn to_the_end<T: Send + 'static>(
     call: &'static str,
     work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
 ) -> ttrpc::Result<T> {
@@ -63,7 +63,8 @@ async fn to_the_end<T: Send + 'static>(
     told(call, result)
 }
 
-fn told<T>(call: &'static str, result: Result<T, TaskError>) -> ttrpc::Result<T> {
+/// An answer, or the error as containerd is to see it.
+pub fn told<T>(call: &'static str, result: Result<T, TaskError>) -> ttrpc::Result<T> {
     result.map_err(|error| {
         tracing::debug!(call, error = &error as &dyn std::error::Error, "call failed");
         error.into()
@@ -147,4 +148,4 @@ impl Task for TaskService {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,11 +3,13 @@
 //! The lock is held for look-ups and changes, never across an await: no guest and no client can keep it.
 
 use super::container::{Container, Process};
+use super::oom;
 use super::vm::{Boot, MicroVm};
 use crate::error::TaskError;
 use crate::events::Events;
 use crate::identifier::Identifier;
-use crate::sandbox::SharedPod;
+use crate::sandbox::{SandboxError, SandboxSpec, SharedPod};
+use bulkhead_config::Config;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +25,7 @@ pub struct Pod {
     /// Also the id of the container that owns the microVM.
     pub id: Identifier,
     pub events: Events,
-    pub boot: Box<dyn Boot>,
+    boot: Box<dyn Boot>,
     state: Mutex<State>,
     over: watch::Sender<bool>,
 }
@@ -33,6 +35,8 @@ struct State {
     vm: Option<Arc<dyn MicroVm>>,
     /// `None`: being created. The name is taken, nothing else is known.
     containers: HashMap<Identifier, Option<Arc<Container>>>,
+    /// A pod sandbox that is no container: its end is asked for by itself.
+    is_sandbox: bool,
     /// containerd asked for the end while containers were left.
     shutdown_wanted: bool,
     /// The container that owns the microVM was there and is not any more.
@@ -42,6 +46,9 @@ struct State {
 impl State {
     /// A creation that hangs must not keep the shim of a pod that is gone: nothing can come of it.
     fn may_end(&self) -> bool {
+        if self.is_sandbox {
+            return false;
+        }
         self.containers.is_empty() || (self.owner_gone && self.containers.values().all(Option::is_none))
     }
 }
@@ -95,7 +102,7 @@ impl Pod {
             id: self.id.clone(),
             pid: state.vm.as_ref().map_or(0, |vm| vm.vmm_pid()),
             containers: members.map(|container| (container.pid, container.id.clone())).collect(),
-            has_files: false,
+            has_files: state.is_sandbox,
         }
     }
 
@@ -104,8 +111,12 @@ impl Pod {
         self.lock().vm.as_ref().map_or(0, |vm| vm.vmm_pid())
     }
 
-    pub fn set_vm(&self, vm: Arc<dyn MicroVm>) {
-        self.lock().vm = Some(vm);
+    /// Boots the pod's microVM.
+    pub async fn boot(self: &Arc<Self>, spec: SandboxSpec, config: &Config) -> Result<Arc<dyn MicroVm>, SandboxError> {
+        let vm = self.boot.boot(spec, config).await?;
+        self.lock().vm = Some(vm.clone());
+        oom::watch(self, &vm);
+        Ok(vm)
     }
 
     /// Ends the microVM, if there is one, and everything of it on the node.
@@ -134,6 +145,16 @@ impl Pod {
         if state.may_end() {
             self.over.send_replace(true);
         }
+    }
+
+    /// From here on only [`Self::end`] ends the shim: the pod sandbox is no container.
+    pub fn is_sandbox_of_its_own(&self) {
+        self.lock().is_sandbox = true;
+    }
+
+    /// Ends the shim, whatever is left.
+    pub fn end(&self) {
+        self.over.send_replace(true);
     }
 
     /// Returns when the shim is to end.

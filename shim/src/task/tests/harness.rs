@@ -447,7 +447,7 @@ impl Bench {
     }
 }
 
-async fn serve(path: &std::path::Path, services: HashMap<String, ttrpc::r#async::Service>) -> Server {
+pub async fn serve(path: &std::path::Path, services: HashMap<String, ttrpc::r#async::Service>) -> Server {
     let mut server = Server::new().bind(&format!("unix://{}", path.display())).unwrap().register_service(services);
     server.start().await.unwrap();
     server

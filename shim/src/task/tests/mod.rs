@@ -1,4 +1,4 @@
-mod harness;
+pub mod harness;
 
 use crate::sandbox::AgentError;
 use agent_protocol::stream::Frame;

@@ -1,0 +1,165 @@
+//! The pod's configuration, as a sandbox's OCI specification: what the podsandbox controller would have written. Pure.
+
+use super::generated::cri::{NamespaceMode, PodSandboxConfig};
+use crate::error::TaskError;
+use crate::identifier::Identifier;
+use crate::sandbox::oci::{Linux, Namespace, Spec};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use protobuf::Message;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+const TYPE: &str = "runtime.v1.PodSandboxConfig";
+
+/// What systemd's unit for the pod's containers is named after.
+const SYSTEMD_PREFIX: &str = "cri-containerd";
+
+#[derive(Debug)]
+pub(super) struct PodConfig(pub PodSandboxConfig);
+
+impl PodConfig {
+    pub fn parse(options: &Any) -> Result<Self, TaskError> {
+        match options.type_url.rsplit('/').next().unwrap_or_default() {
+            // A client that is not the CRI plugin.
+            "" => Ok(Self(PodSandboxConfig::default())),
+            TYPE => PodSandboxConfig::parse_from_bytes(&options.value)
+                .map(Self)
+                .map_err(|error| TaskError::Invalid(format!("the pod sandbox's configuration is malformed: {error}"))),
+            other => Err(TaskError::Invalid(format!("a pod sandbox is configured by {TYPE}, not by {other:.128}"))),
+        }
+    }
+
+    pub fn spec(&self, id: &Identifier, netns: &str) -> Spec {
+        let config = &self.0;
+        let linux = Linux {
+            cgroups_path: cgroups_path(&config.linux.cgroup_parent, id),
+            namespaces: self.namespaces(netns),
+            sysctl: config.linux.sysctls.clone().into_iter().collect(),
+            resources: self.resources(),
+            ..Linux::default()
+        };
+        Spec {
+            hostname: if config.hostname.is_empty() { id.to_string() } else { config.hostname.clone() },
+            annotations: config.annotations.clone().into_iter().collect(),
+            linux: Some(linux),
+            ..Spec::default()
+        }
+    }
+
+    /// Those of the node are not in the list.
+    fn namespaces(&self, netns: &str) -> Vec<Namespace> {
+        let options = &self.0.linux.security_context.namespace_options;
+        let is = |mode: protobuf::EnumOrUnknown<NamespaceMode>, wanted| mode.enum_value() == Ok(wanted);
+        let user_namespace = options.userns_options.as_ref().is_some_and(|user| is(user.mode, NamespaceMode::POD));
+        let all = [
+            ("mount", true, ""),
+            ("uts", true, ""),
+            ("user", user_namespace, ""),
+            ("network", !is(options.network, NamespaceMode::NODE), netns),
+            ("pid", !is(options.pid, NamespaceMode::NODE), ""),
+            ("ipc", !is(options.ipc, NamespaceMode::NODE), ""),
+        ];
+        let wanted = all.into_iter().filter(|(_, wanted, _)| *wanted);
+        wanted.map(|(kind, _, path)| Namespace { kind: kind.to_owned(), path: path.to_owned() }).collect()
+    }
+
+    fn resources(&self) -> Map<String, Value> {
+        let limits = &self.0.linux.resources;
+        let cpu = json!({"quota": limits.cpu_quota, "period": limits.cpu_period});
+        let memory = json!({"limit": limits.memory_limit_in_bytes});
+        [("cpu".to_owned(), cpu), ("memory".to_owned(), memory)].into_iter().collect()
+    }
+}
+
+/// The pod's parent is a slice when systemd manages the node's cgroups, else a directory.
+fn cgroups_path(parent: &str, id: &Identifier) -> String {
+    let slice = Path::new(parent).file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".slice"));
+    match slice {
+        Some(slice) => format!("{slice}:{SYSTEMD_PREFIX}:{id}"),
+        None if parent.is_empty() => String::new(),
+        None => format!("{}/{id}", parent.trim_end_matches('/')),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::generated::cri::{
+        LinuxPodSandboxConfig, NamespaceOption, Resources, SecurityContext, UserNamespace,
+    };
+    use super::*;
+    use crate::sandbox::check_pod;
+
+    fn with(options: NamespaceOption) -> PodConfig {
+        let security_context = SecurityContext { namespace_options: Some(options).into(), ..Default::default() };
+        let linux = LinuxPodSandboxConfig { security_context: Some(security_context).into(), ..Default::default() };
+        PodConfig(PodSandboxConfig { linux: Some(linux).into(), ..Default::default() })
+    }
+
+    fn id() -> Identifier {
+        "p1".parse().unwrap()
+    }
+
+    #[test]
+    fn a_pod_that_asks_for_nothing_is_accepted() {
+        let spec = PodConfig::parse(&Any::default()).unwrap().spec(&id(), "/var/run/netns/x");
+        check_pod(&spec).unwrap();
+        assert_eq!(spec.hostname, "p1");
+        let namespaces = spec.linux.unwrap().namespaces;
+        let network = namespaces.iter().find(|namespace| namespace.kind == "network").unwrap();
+        assert_eq!(network.path, "/var/run/netns/x");
+    }
+
+    #[test]
+    fn namespaces_of_the_node_are_refused_in_one_sentence() {
+        let node = || NamespaceMode::NODE.into();
+        let user = UserNamespace { mode: NamespaceMode::POD.into(), ..Default::default() };
+        let cases = [
+            (NamespaceOption { network: node(), ..Default::default() }, "share the node's network"),
+            (NamespaceOption { pid: node(), ..Default::default() }, "share the node's process ids"),
+            (NamespaceOption { ipc: node(), ..Default::default() }, "share the node's IPC"),
+            (NamespaceOption { userns_options: Some(user).into(), ..Default::default() }, "user namespaces"),
+        ];
+        for (options, words) in cases {
+            let sentence = check_pod(&with(options).spec(&id(), "")).unwrap_err().to_string();
+            assert!(sentence.contains(words), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn limits_cgroup_and_settings_are_those_of_the_pod() {
+        let resources =
+            Resources { cpu_period: 100_000, cpu_quota: 150_000, memory_limit_in_bytes: 1 << 30, ..Default::default() };
+        let linux = LinuxPodSandboxConfig {
+            cgroup_parent: "/kubepods/burstable/pod1/".to_owned(),
+            sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
+            resources: Some(resources).into(),
+            ..Default::default()
+        };
+        let config = PodSandboxConfig { linux: Some(linux).into(), hostname: "web".to_owned(), ..Default::default() };
+        let options = Any { type_url: TYPE.to_owned(), value: config.write_to_bytes().unwrap(), ..Default::default() };
+        let spec = PodConfig::parse(&options).unwrap().spec(&id(), "");
+        let linux = spec.linux.unwrap();
+        assert_eq!((spec.hostname.as_str(), linux.cgroups_path.as_str()), ("web", "/kubepods/burstable/pod1/p1"));
+        assert_eq!(linux.sysctl["net.ipv4.ip_forward"], "1");
+        assert_eq!(linux.resources["cpu"]["quota"], 150_000);
+        assert_eq!(linux.resources["memory"]["limit"], 1 << 30);
+    }
+
+    #[test]
+    fn a_slice_of_systemd_is_named_as_systemd_wants() {
+        let path = cgroups_path("/kubepods.slice/kubepods-pod1.slice", &id());
+        assert_eq!(path, "kubepods-pod1.slice:cri-containerd:p1");
+        assert_eq!(cgroups_path("", &id()), "");
+    }
+
+    #[test]
+    fn configurations_of_another_kind_are_refused() {
+        let any = |type_url: &str, value: &[u8]| Any {
+            type_url: type_url.to_owned(),
+            value: value.to_vec(),
+            ..Default::default()
+        };
+        assert!(PodConfig::parse(&any("types/example.Pod", b"")).unwrap_err().to_string().contains("example.Pod"));
+        assert!(PodConfig::parse(&any(TYPE, b"\x12\xff")).unwrap_err().to_string().contains("malformed"));
+    }
+}
