@@ -99,7 +99,7 @@ impl<H: Handler> Worker<H> {
 
 fn run(handler: &mut impl Handler, watch: &Watch, kind: ThreadKind) {
     if let Err(error) = handler.begin(watch) {
-        tracing::error!(thread = kind.name(), %error, "device thread cannot begin");
+        crate::guest_warn!(thread = kind.name(), %error, "device thread cannot begin");
         return;
     }
     let mut events = [EpollEvent::default(); BATCH];

@@ -139,7 +139,8 @@ const THREAD_START: &[Rule] = &[
     any(libc::SYS_rseq),
     with(libc::SYS_prctl, &[Is(0, libc::PR_SET_NAME as u64)]),
     with(libc::SYS_prctl, &[Is(0, libc::PR_SET_NO_NEW_PRIVS as u64)]),
-    with(libc::SYS_seccomp, &[Is(0, libc::SECCOMP_SET_MODE_FILTER as u64)]),
+    // Without flags: one of them makes a descriptor.
+    with(libc::SYS_seccomp, &[Is(0, libc::SECCOMP_SET_MODE_FILTER as u64), Is(1, 0)]),
 ];
 
 /// The rules of a kind of thread.

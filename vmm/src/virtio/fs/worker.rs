@@ -10,6 +10,7 @@
 
 use super::request::{Header, Kind, error_reply, reply_is_whole, reply_tag, set_unique};
 use super::spec::{EMPTY_REPLY, MAX_PACKET};
+use crate::guest_warn;
 use crate::jail::ThreadKind;
 use crate::virtio::chain::Buffer;
 use crate::virtio::ring::{Request, Ring, RingError};
@@ -211,7 +212,8 @@ impl Relay {
     /// Fails everything that waits for the server, now and from now on.
     fn lose_server(&mut self) -> Result<(), RingError> {
         if !self.lost {
-            tracing::warn!("file server is gone, its share fails from now on");
+            // Once per start, and the guest starts the device as often as it likes.
+            guest_warn!("file server is gone, its share fails from now on");
         }
         self.lost = true;
         if let Some(unsent) = self.unsent.take() {

@@ -7,6 +7,7 @@
 use super::request::tap_header;
 use super::spec::{HEADER_LENGTH, MAX_FRAME, TAP_HEADER_LENGTH};
 use super::tap::{Link, offloads};
+use crate::guest_warn;
 use crate::jail::ThreadKind;
 use crate::virtio::chain::{Buffer, Chain, Memory};
 use crate::virtio::ring::{Ring, RingError};
@@ -120,7 +121,7 @@ impl<L: Link> Traffic<L> {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Arrival::Nothing,
                 Err(error) => {
-                    tracing::warn!(%error, "network interface has lost its tap device");
+                    guest_warn!(%error, "network interface has lost its tap device");
                     return Arrival::Lost;
                 }
             }
