@@ -304,3 +304,31 @@ fn bad_arguments_are_one_sentence() {
     assert!(!output.status.success());
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "ERROR usage: bulkhead-fsd --root <directory>\n");
 }
+
+#[test]
+fn a_container_that_is_gone_is_let_go_of_when_the_guest_looks_again() {
+    if !possible("a_container_that_is_gone_is_let_go_of_when_the_guest_looks_again") {
+        return;
+    }
+    let share = Mounted::start();
+    let root = share.host("container/rootfs");
+    fs::create_dir_all(&root).unwrap();
+    mount(Some("test"), &root, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    for number in 0..100 {
+        fs::write(root.join(number.to_string()), "").unwrap();
+        fs::metadata(share.path("container/rootfs").join(number.to_string())).unwrap();
+    }
+    let open = || fs::read_dir(proc(&share.server, "fd")).unwrap().count();
+    let before = open();
+    assert!(before > 100);
+    umount2(&root, MntFlags::MNT_DETACH).unwrap();
+    fs::remove_dir_all(share.host("container")).unwrap();
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(open(), before, "the guest remembers what it does not look at");
+    assert!(fs::metadata(share.path("container")).is_err());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while open() > before - 100 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(open() <= before - 100, "{} of {before} files are open still", open());
+}

@@ -5,7 +5,7 @@ use super::state::Removal;
 use crate::agent::Agent;
 use crate::error::Error;
 use crate::id::ContainerId;
-use crate::rootfs::Rootfs;
+use crate::rootfs::{self, Rootfs};
 use std::path::Path;
 use std::time::Duration;
 
@@ -52,4 +52,5 @@ pub(super) async fn take_away(agent: &Agent, id: &ContainerId, bundle: &Path, ro
         }
         Err(error) => tracing::warn!(container = %id, %error, "root filesystem stays mounted"),
     }
+    rootfs::forget(id);
 }

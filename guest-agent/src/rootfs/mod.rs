@@ -5,7 +5,7 @@
 mod options;
 mod share;
 
-pub use share::Share;
+pub use share::{Share, forget};
 
 use crate::error::Error;
 use crate::id::{PciAddress, share_path};

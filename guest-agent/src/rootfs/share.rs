@@ -1,15 +1,22 @@
 //! The pod's file share: one virtio-fs mount, made when the first container needs it.
 
 use crate::error::Error;
+use crate::id::ContainerId;
 use crate::pci::PciBus;
 use agent_protocol::{SHARE_MOUNT, SHARE_TAG};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
+
+/// Between two looks at what should be gone. Longer than the file server lets a name stand unquestioned.
+const LOOK: Duration = Duration::from_secs(2);
+const LOOKS: usize = 15;
 
 #[derive(Debug)]
 pub struct Share {
@@ -43,6 +50,26 @@ impl Share {
     }
 }
 
+/// Has the kernel forget the files of a container that the node is about to take off the share, in the background.
+///
+/// What a name led to is remembered until somebody looks the name up again, and nobody ever does for a container that
+/// is gone. As long, the file server on the node keeps its files open, deleted ones with their space.
+pub fn forget(container: &ContainerId) {
+    let directory = PathBuf::from(SHARE_MOUNT).join(container.to_string());
+    tokio::spawn(look_until_gone(directory, LOOK));
+}
+
+async fn look_until_gone(directory: PathBuf, interval: Duration) {
+    for _ in 0..LOOKS {
+        tokio::time::sleep(interval).await;
+        let directory = directory.clone();
+        let look = tokio::task::spawn_blocking(move || std::fs::symlink_metadata(directory)).await;
+        if look.is_ok_and(|look| look.is_err_and(|error| error.kind() == ErrorKind::NotFound)) {
+            return;
+        }
+    }
+}
+
 async fn appear() -> Result<(), Error> {
     loop {
         let attempt = || mount(Some(SHARE_TAG), SHARE_MOUNT, Some("virtiofs"), MsFlags::empty(), None::<&str>);
@@ -53,5 +80,21 @@ async fn appear() -> Result<(), Error> {
             Err(Errno::EINVAL) => tokio::time::sleep(POLL).await,
             Err(errno) => return Err(Error::system("mount", SHARE_MOUNT)(errno)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_container_is_looked_at_until_it_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let looking = tokio::spawn(look_until_gone(path, Duration::from_millis(20)));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!looking.is_finished());
+        drop(directory);
+        looking.await.unwrap();
     }
 }
