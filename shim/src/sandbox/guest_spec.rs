@@ -3,6 +3,7 @@
 //! Host paths are replaced or refused; nothing that the node's client asked for is dropped in silence, except what has no
 //! meaning inside a microVM (each case says why).
 
+use super::devices;
 use super::labels;
 use super::mount::TreeOptions;
 use super::oci::{Linux, Process, Spec, SpecMount};
@@ -12,20 +13,6 @@ use std::path::PathBuf;
 
 /// Mount types that the guest's kernel provides by itself.
 const GUEST_MOUNTS: [&str; 8] = ["cgroup", "cgroup2", "devpts", "mqueue", "proc", "ramfs", "sysfs", "tmpfs"];
-
-/// Device nodes that are the same in every Linux; all others belong to the node.
-const GUEST_DEVICES: [&str; 10] = [
-    "/dev/console",
-    "/dev/full",
-    "/dev/fuse",
-    "/dev/net/tun",
-    "/dev/null",
-    "/dev/ptmx",
-    "/dev/random",
-    "/dev/tty",
-    "/dev/urandom",
-    "/dev/zero",
-];
 
 /// A mount of the specification whose source is a path of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,9 +135,7 @@ fn guest_linux(mut linux: Linux) -> Result<Linux, SpecError> {
     if linux.other.get("seccomp").is_some_and(|seccomp| seccomp.get("listenerPath").is_some_and(is_set)) {
         return unsupported("a seccomp listener is a socket of the node and cannot be reached from a microVM");
     }
-    if let Some(device) = linux.devices.iter().find(|device| !GUEST_DEVICES.contains(&device.path.as_str())) {
-        return unsupported(format!("device {} of the node cannot be used in a microVM", device.path));
-    }
+    devices::check(&linux.devices)?;
     guest_resources(&mut linux.resources)?;
     Ok(linux)
 }

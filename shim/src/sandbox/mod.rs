@@ -17,6 +17,7 @@ mod attach;
 mod boot;
 mod cgroup;
 mod cleanup;
+mod devices;
 mod error;
 mod guest_spec;
 mod host;
