@@ -49,7 +49,10 @@ mod tests {
 
     #[test]
     fn what_every_linux_has_is_the_guests() {
-        assert_eq!(checked(json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438})), Ok(()));
+        assert_eq!(
+            checked(json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438})),
+            Ok(())
+        );
         assert_eq!(checked(json!({"path": "/dev/null"})), Ok(()));
     }
 
