@@ -3,6 +3,8 @@
 mod accounting;
 mod bad_input;
 mod churn;
+mod containerd_restart;
+mod cri_streams;
 mod faults;
 mod hot_plug;
 mod isolation;

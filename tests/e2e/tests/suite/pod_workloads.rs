@@ -81,7 +81,7 @@ fn they_are_processes_of_one_machine(containers: &[&Container]) {
 /// Five restarts, as after `CrashLoopBackOff`; the exit codes are a batch job's result.
 fn a_crashing_container_is_restarted_beside_two_others(sandboxer: Sandboxer) {
     let pod = Pod::new("crash", sandboxer).run();
-    let count = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done";
+    let count = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.5; done";
     let others: Vec<Container> =
         ["one", "two"].iter().map(|name| pod.container(name, BUSYBOX).shell(count).start()).collect();
     let mut last: Option<Container> = None;
