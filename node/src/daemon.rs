@@ -56,9 +56,7 @@ fn keep(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &End
             told = report;
         }
         // Each time: somebody may have changed the label, and a node that was away comes back without it.
-        if let Some(Err(error)) = cluster.map(|cluster| cluster.label(good)) {
-            eprintln!("bulkhead: {error:#}");
-        }
+        label(cluster, good);
         if options.once || end.comes_within_interval()? {
             return Ok(good);
         }
@@ -66,11 +64,9 @@ fn keep(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &End
 }
 
 fn remove(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &End) -> Result<bool> {
-    // First of all: no new pod shall come.
-    if let Some(cluster) = cluster {
-        cluster.label(false)?;
-    }
     loop {
+        // Before anything else: no new pod shall come.
+        label(cluster, false);
         let result = uninstall::uninstall(layout, false).and_then(|()| restart_containerd(layout, &options.restart));
         match result {
             Ok(()) if options.once => return Ok(true),
@@ -81,6 +77,13 @@ fn remove(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &E
         if end.comes_within_interval()? {
             return Ok(true);
         }
+    }
+}
+
+/// A node can be labelled by hand as well: that it can't be done here stops nothing.
+fn label(cluster: Option<&Cluster>, ready: bool) {
+    if let Some(Err(error)) = cluster.map(|cluster| cluster.label(ready)) {
+        eprintln!("bulkhead: {error:#}");
     }
 }
 
