@@ -26,3 +26,18 @@ pub fn archive() -> Result<PathBuf> {
     oci_layout::write(&archive, &[Image { name: NAME, layer: &layer, command: &COMMAND }])?;
     Ok(archive)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifests_run_this_image() {
+        for manifest in ["deploy/install.yaml", "deploy/remove.yaml"] {
+            let text = std::fs::read_to_string(run::workspace().join(manifest)).unwrap();
+            assert!(text.contains(&format!("image: {NAME}\n")), "{manifest} names another image");
+            let command = COMMAND.map(|word| format!("\"{word}\"")).join(", ");
+            assert!(text.contains(&format!("command: [{command}")), "{manifest} runs another command");
+        }
+    }
+}
