@@ -282,4 +282,6 @@ impl pci::Function for VirtioFunction {
 }
 
 #[cfg(test)]
+mod storm_tests;
+#[cfg(test)]
 mod tests;
