@@ -1,9 +1,9 @@
 //! The agent's calls, each with a deadline, and its errors made safe to show.
 
 use agent_protocol::agent::{
-    ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty, Event,
-    ListProcessesResponse, ProcessRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse,
-    StatsResponse, UpdateRequest, WaitResponse,
+    ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest,
+    CreateProcessRequest, Empty, Event, ListProcessesResponse, ProcessRequest, ReleaseDeviceRequest,
+    ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest, WaitResponse,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use std::time::Duration;
@@ -63,6 +63,7 @@ macro_rules! calls {
 
 calls! {
     configure(ConfigureRequest) -> ConfigureResponse, Some(DEFAULT);
+    configure_network(ConfigureNetworkRequest) -> Empty, Some(DEFAULT);
     create_container(CreateContainerRequest) -> Empty, Some(LONG);
     create_process(CreateProcessRequest) -> Empty, Some(LONG);
     start(ProcessRequest) -> StartResponse, Some(LONG);

@@ -3,9 +3,11 @@
 use super::agent::Agent;
 use super::cgroup::Cgroup;
 use super::cleanup::{PATIENT, cleanup_on};
+use super::forward::Listeners;
 use super::host::{Host, SandboxDirectory, create_directories};
 use super::id::SandboxId;
 use super::lines::{self, Source};
+use super::network::{self, PodNetwork};
 use super::state::Record;
 use super::vmm::Vmm;
 use super::{Inner, PodFiles, SandboxError, SandboxSpec, uid};
@@ -65,8 +67,12 @@ fn installed(what: &'static str, path: PathBuf) -> Result<File, SandboxError> {
     })
 }
 
-/// Boots; what a failed attempt leaves is removed.
-pub(super) async fn boot(host: Host, spec: SandboxSpec, config: &Config) -> Result<Inner, SandboxError> {
+/// Boots; what a failed attempt leaves is removed. The listeners are for whoever forwards connections.
+pub(super) async fn boot(
+    host: Host,
+    spec: SandboxSpec,
+    config: &Config,
+) -> Result<(Inner, Option<Listeners>), SandboxError> {
     let resources = Resources::open(&host)?;
     let id = spec.id.clone();
     let directory = host.directory(&id);
@@ -80,19 +86,23 @@ pub(super) async fn boot(host: Host, spec: SandboxSpec, config: &Config) -> Resu
     create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
     let claim = claim(&directory, &id)?;
     match prepare_and_start(&host, &spec, config, resources).await {
-        Ok(Started { cgroup, vmm, agent }) => Ok(Inner {
-            host,
-            _claim: claim,
-            id,
-            directory,
-            cgroup,
-            oom_score: spec.oom_score,
-            vmm,
-            agent,
-            file_server: OnceCell::new(),
-            containers: std::sync::Mutex::default(),
-            destroyed: tokio::sync::Mutex::new(false),
-        }),
+        Ok(Started { cgroup, vmm, agent, listeners }) => {
+            let inner = Inner {
+                host,
+                _claim: claim,
+                id,
+                directory,
+                cgroup,
+                oom_score: spec.oom_score,
+                vmm,
+                agent,
+                file_server: OnceCell::new(),
+                containers: std::sync::Mutex::default(),
+                forwarding: std::sync::OnceLock::new(),
+                destroyed: tokio::sync::Mutex::new(false),
+            };
+            Ok((inner, listeners))
+        }
         Err(error) => {
             if let Err(error) = clean(&host, &id).await {
                 tracing::error!(%error, "the failed sandbox left something behind");
@@ -106,6 +116,14 @@ struct Started {
     cgroup: Cgroup,
     vmm: Vmm,
     agent: Agent,
+    listeners: Option<Listeners>,
+}
+
+/// What a VMM needs on the node before it runs.
+struct Prepared {
+    cgroup: Cgroup,
+    uid: u32,
+    network: PodNetwork,
 }
 
 async fn prepare_and_start(
@@ -114,23 +132,25 @@ async fn prepare_and_start(
     config: &Config,
     resources: Resources,
 ) -> Result<Started, SandboxError> {
-    let (cgroup, uid) = {
+    let prepared = {
         let (host, spec, first_uid) = (host.clone(), spec.clone(), config.first_uid);
         // The kernel may take its time for a cgroup.
         super::attach::blocking(move || prepare(&host, &spec, first_uid)).await?
     };
-    let started = timeout(BOOT, start(host, spec, config, resources, cgroup, uid)).await;
+    let started = timeout(BOOT, start(host, spec, config, resources, prepared)).await;
     started.unwrap_or_else(|_| Err(SandboxError::deadline("booting the guest", BOOT)))
 }
 
-/// What the VMM needs on the node before it runs: its cgroup and its user id. The record comes first.
-fn prepare(host: &Host, spec: &SandboxSpec, first_uid: u32) -> Result<(Cgroup, u32), SandboxError> {
+/// The record comes first.
+fn prepare(host: &Host, spec: &SandboxSpec, first_uid: u32) -> Result<Prepared, SandboxError> {
     let directory = host.directory(&spec.id);
     let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup, &spec.id);
-    Record { cgroup: spec.cgroup.clone(), made: cgroup.missing_parents() }.write(&directory)?;
+    Record { cgroup: spec.cgroup.clone(), made: cgroup.missing_parents(), netns: spec.netns.clone() }
+        .write(&directory)?;
     let uid = uid::allocate(&host.uids(), first_uid, &spec.id, &directory.owner())?;
     cgroup.create()?;
-    Ok((cgroup, uid))
+    let network = spec.netns.as_deref().map(network::connect).transpose()?.unwrap_or_default();
+    Ok(Prepared { cgroup, uid, network })
 }
 
 async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
@@ -152,9 +172,9 @@ async fn start(
     spec: &SandboxSpec,
     config: &Config,
     resources: Resources,
-    cgroup: Cgroup,
-    uid: u32,
+    prepared: Prepared,
 ) -> Result<Started, SandboxError> {
+    let Prepared { cgroup, uid, network } = prepared;
     let vmm = Vmm::spawn(host, &cgroup, spec.oom_score)?;
     let (console, console_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
@@ -167,7 +187,8 @@ async fn start(
     vmm.agent_ready().await?;
     let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
     configure(&agent, spec).await?;
-    Ok(Started { cgroup, vmm, agent })
+    let listeners = network::plug(&vmm, &agent, network, sysctls(spec, true).collect()).await?;
+    Ok(Started { cgroup, vmm, agent, listeners })
 }
 
 /// Slots are positions in the order of `descriptors` above.
@@ -186,6 +207,11 @@ fn machine(spec: &SandboxSpec, config: &Config, uid: u32) -> Machine {
     }
 }
 
+/// The network's settings come after its interfaces, the others before everything.
+fn sysctls(spec: &SandboxSpec, of_network: bool) -> impl Iterator<Item = (String, String)> {
+    spec.sysctls.clone().into_iter().filter(move |(name, _)| name.starts_with("net.") == of_network)
+}
+
 async fn configure(agent: &Agent, spec: &SandboxSpec) -> Result<(), SandboxError> {
     let mut entropy = vec![0; ENTROPY];
     let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
@@ -196,7 +222,7 @@ async fn configure(agent: &Agent, spec: &SandboxSpec) -> Result<(), SandboxError
         files: spec.files.clone().map(pod_files).into(),
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy,
-        sysctls: spec.sysctls.clone().into_iter().collect(),
+        sysctls: sysctls(spec, false).collect(),
         ..ConfigureRequest::default()
     };
     let answer = agent.configure(&request).await?;

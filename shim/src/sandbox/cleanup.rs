@@ -6,7 +6,7 @@ use super::host::{Host, SandboxDirectory};
 use super::id::SandboxId;
 use super::mount::remove_skeleton;
 use super::state::Record;
-use super::{SandboxError, share, uid};
+use super::{SandboxError, network, share, uid};
 use std::time::Duration;
 
 /// For killed processes to end when `delete` waits: they do so within milliseconds, unless the kernel is stuck with them.
@@ -48,7 +48,9 @@ fn end_processes(
     let Some(record) = Record::read(directory)? else { return Ok(()) };
     let cgroup = Cgroup::new(&host.cgroups, &record.cgroup, sandbox);
     cgroup.kill(limit)?;
-    cgroup.remove(&record.made)
+    // Only now are its taps gone.
+    let disconnected = record.netns.as_deref().map_or(Ok(()), network::remove);
+    cgroup.remove(&record.made).and(disconnected.map_err(SandboxError::from))
 }
 
 #[cfg(test)]
@@ -71,7 +73,7 @@ mod tests {
             let directory = host.directory(&id);
             let make: [&dyn Fn(); 4] = [
                 &|| fs::create_dir_all(&directory.path).unwrap(),
-                &|| Record { cgroup: "ns/pod".into(), made: Vec::new() }.write(&directory).unwrap(),
+                &|| Record { cgroup: "ns/pod".into(), made: Vec::new(), netns: None }.write(&directory).unwrap(),
                 &|| assert_eq!(uid::allocate(&host.uids(), 7, &id, &directory.owner()).unwrap(), 7),
                 &|| fs::create_dir_all(directory.tree().join("web/rootfs")).unwrap(),
             ];
@@ -92,7 +94,7 @@ mod tests {
         let directory = host.directory(&id);
         fs::create_dir_all(directory.tree().join("web/rootfs")).unwrap();
         fs::create_dir_all(directory.share()).unwrap();
-        Record { cgroup: "ns/pod".into(), made: Vec::new() }.write(&directory).unwrap();
+        Record { cgroup: "ns/pod".into(), made: Vec::new(), netns: None }.write(&directory).unwrap();
         uid::allocate(&host.uids(), 7, &id, &directory.owner()).unwrap();
         let cgroup = host.cgroups.join("ns/pod/bulkhead:ns:pod");
         fs::create_dir_all(&cgroup).unwrap();

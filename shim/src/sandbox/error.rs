@@ -1,6 +1,7 @@
 //! What can go wrong with a sandbox, in sentences that an operator can act on.
 
 use super::agent::AgentError;
+use super::network::NetworkError;
 use super::spec::SpecError;
 use std::io;
 use std::path::PathBuf;
@@ -13,6 +14,8 @@ pub enum SandboxError {
     Spec(#[from] SpecError),
     #[error(transparent)]
     Agent(#[from] AgentError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("{what} {path} is missing: reinstall Bulkhead on this node")]
     NotInstalled { what: &'static str, path: PathBuf },
     #[error("/dev/kvm is missing: this node has no hardware virtualization, or the kvm module is not loaded")]

@@ -19,12 +19,14 @@ mod cgroup;
 mod cleanup;
 mod devices;
 mod error;
+mod forward;
 mod guest_spec;
 mod host;
 mod id;
 mod labels;
 mod lines;
 mod mount;
+mod network;
 pub mod oci;
 mod process;
 mod rootfs;
@@ -56,11 +58,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, watch};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use vmm::Vmm;
 
@@ -125,6 +128,8 @@ struct Inner {
     /// Runs since the first container that needed it.
     file_server: OnceCell<Process>,
     containers: Mutex<Containers>,
+    /// Connections to the pod's ports on the node; `None` without a network.
+    forwarding: OnceLock<AbortHandle>,
     destroyed: tokio::sync::Mutex<bool>,
 }
 
@@ -134,8 +139,14 @@ type Containers = HashMap<Identifier, Vec<attach::Disk>>;
 impl Sandbox {
     /// Boots a microVM to "agent ready". When it fails, nothing of it is left on the node. Takes up to 200 s.
     pub async fn boot(spec: SandboxSpec, config: &Config) -> Result<Self, SandboxError> {
-        let inner = boot::boot(Host::of_this_program()?, spec, config).await?;
-        Ok(Self { inner: Arc::new(inner) })
+        let (inner, listeners) = boot::boot(Host::of_this_program()?, spec, config).await?;
+        let inner = Arc::new(inner);
+        if let Some(listeners) = listeners {
+            let task = tokio::spawn(forward::serve(listeners, Arc::downgrade(&inner)));
+            // Set once: this is the only place.
+            let _ = inner.forwarding.set(task.abort_handle());
+        }
+        Ok(Self { inner })
     }
 
     /// The agent in the guest.
@@ -216,6 +227,9 @@ impl Inner {
     }
 
     async fn destroy(&self) {
+        if let Some(forwarding) = self.forwarding.get() {
+            forwarding.abort();
+        }
         let mut stopped = self.vmm.stopped();
         let shutdown = async {
             // The answer may be lost with the guest; what counts is that the guest stops.

@@ -45,6 +45,8 @@ pub struct SandboxSpec {
     pub(super) cgroup: PathBuf,
     /// Of the VMM and the file server on the node, from 0 to [`MAX_OOM_SCORE`].
     pub(super) oom_score: u16,
+    /// Where CNI made the pod's network. `None`: the guest has loopback alone.
+    pub(super) netns: Option<PathBuf>,
 }
 
 /// Files that the pod's containers share.
@@ -87,6 +89,7 @@ impl SandboxSpec {
             files: None,
             memory_mib: memory(spec, &linux, config)?,
             vcpus: vcpus(spec, &linux, config)?,
+            netns: netns(&linux),
             sysctls: linux.sysctl,
             cgroup: cgroup::location(&linux.cgroups_path, &id)?,
             oom_score: oom_score(spec),
@@ -99,6 +102,12 @@ impl SandboxSpec {
     pub fn with_files(self, files: PodFiles) -> Self {
         Self { files: Some(files), ..self }
     }
+}
+
+/// Without a path, the runtime is to make an empty one, and the guest's is that.
+fn netns(linux: &Linux) -> Option<PathBuf> {
+    let network = linux.namespaces.iter().find(|namespace| namespace.kind == "network")?;
+    (!network.path.is_empty()).then(|| PathBuf::from(&network.path))
 }
 
 /// Never below 0: whoever may protect a process of the node from the OOM killer cannot protect a tenant's memory with it.

@@ -17,6 +17,8 @@ pub(super) struct Record {
     pub cgroup: PathBuf,
     /// What of that path exists because of the sandbox.
     pub made: Vec<PathBuf>,
+    /// The pod's network namespace, in which redirections may be left.
+    pub netns: Option<PathBuf>,
 }
 
 impl Record {
@@ -64,7 +66,7 @@ mod tests {
     fn a_record_survives_a_round_trip() {
         let root = tempfile::tempdir().unwrap();
         let directory = directory(&root);
-        let record = Record { cgroup: "default/pod".into(), made: vec!["default/pod".into()] };
+        let record = Record { cgroup: "default/pod".into(), made: vec!["default/pod".into()], netns: None };
         record.write(&directory).unwrap();
         assert_eq!(Record::read(&directory).unwrap(), Some(record));
     }

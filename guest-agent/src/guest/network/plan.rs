@@ -4,9 +4,9 @@ use crate::error::Error;
 use agent_protocol::agent::{ConfigureNetworkRequest, Interface, InterfaceAddress, Neighbour, Route};
 use route_netlink::numbers::{
     AF_INET, AF_INET6, IFA_ADDRESS, IFA_BROADCAST, IFA_F_NODAD, IFA_F_NOPREFIXROUTE, IFA_FLAGS, IFA_LOCAL, IFF_UP,
-    IFLA_IFNAME, IFLA_MTU, NDA_DST, NDA_LLADDR, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NUD_PERMANENT, RT_TABLE_MAIN,
-    RTA_DST, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTM_NEWADDR,
-    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTNH_F_ONLINK,
+    IFLA_IFNAME, IFLA_MTU, NDA_DST, NDA_LLADDR, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NUD_PERMANENT,
+    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
+    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTNH_F_ONLINK,
 };
 use route_netlink::{AddressBody, LinkBody, NeighbourBody, Nest, Request, RouteBody};
 use std::net::IpAddr;
@@ -105,7 +105,8 @@ impl Plan {
             flags: if route.on_link { RTNH_F_ONLINK } else { 0 },
             ..RouteBody::default()
         };
-        let mut request = Request::change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &body.encode())
+        // Appended: IPv6 has several routes with one destination, one on each interface.
+        let mut request = Request::change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, &body.encode())
             .number(RTA_TABLE, RT_TABLE_MAIN)
             .address(RTA_DST, destination);
         if let Some(index) = index {
