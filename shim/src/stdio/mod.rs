@@ -102,7 +102,7 @@ impl Opened {
 }
 
 /// The copying tasks of one process. They end when this is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Copies {
     /// stdin's FIFO and stream, until the process starts.
     waiting_input: Mutex<Option<(PathBuf, UnixStream)>>,
@@ -136,18 +136,6 @@ impl Awaited {
     fn is_met(&self, output: &Progress) -> bool {
         let bytes = if output.channel == Channel::Stderr { self.stderr } else { self.stdout };
         output.ended || output.delivered >= bytes
-    }
-}
-
-impl Default for Copies {
-    fn default() -> Self {
-        Self {
-            waiting_input: Mutex::default(),
-            writer: Mutex::default(),
-            input: Mutex::default(),
-            outputs: Mutex::default(),
-            progress: watch::Sender::default(),
-        }
     }
 }
 
