@@ -2,7 +2,7 @@
 
 use crate::installed::Payload;
 use crate::suite::{self, Choice, Report};
-use crate::{check, run};
+use crate::{check, installer_image, run};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use node_vm::Edition;
@@ -30,6 +30,7 @@ pub fn test(options: &Options) -> Result<ExitCode> {
     }
     let payload = Payload::new(None)?;
     payload.add(suite::PROGRAM, &suite::build()?)?;
+    payload.add("installer.oci.tar", &installer_image::archive()?)?;
     let editions = options.edition.map_or(Edition::ALL.to_vec(), |edition| vec![edition]);
     let reports = run_editions(&editions, &payload, &options.choice);
     let mut good = true;
