@@ -65,10 +65,9 @@ async fn accept(listeners: Listeners, sandbox: Weak<Inner>) -> io::Result<()> {
     let v6 = v6.map(TcpListener::from_std).transpose()?;
     let mut connections = JoinSet::new();
     loop {
-        while connections.len() >= MAX_CONNECTIONS || connections.try_join_next().is_some() {
-            if connections.len() >= MAX_CONNECTIONS {
-                connections.join_next().await;
-            }
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= MAX_CONNECTIONS {
+            connections.join_next().await;
         }
         let accepted = tokio::select! {
             accepted = v4.accept() => accepted,

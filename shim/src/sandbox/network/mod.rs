@@ -71,10 +71,12 @@ fn listeners() -> Option<Listeners> {
     listeners.inspect_err(|error| tracing::warn!(%error, "connections cannot be forwarded to this pod")).ok()
 }
 
-/// Removes redirections to taps that are gone. Idempotent; a namespace that is gone is fine.
+/// Removes redirections to taps that are gone. Idempotent; a namespace that is gone, or never was a pod's, is fine.
 pub(super) fn remove(netns: &Path) -> Result<(), NetworkError> {
     match inside(netns, || redirect::remove_dead(&mut Netlink::open()?)) {
-        Err(NetworkError::NoNamespace { .. } | NetworkError::NotANamespace { .. }) => Ok(()),
+        Err(NetworkError::NoNamespace { .. } | NetworkError::NotANamespace { .. } | NetworkError::NodesOwn { .. }) => {
+            Ok(())
+        }
         result => result,
     }
 }
@@ -84,4 +86,17 @@ fn loopback_up(netlink: &mut Netlink) -> Result<(), NetworkError> {
     let body = LinkBody { index: LOOPBACK, flags: IFF_UP, change: IFF_UP, ..LinkBody::default() };
     let request = Request::change(RTM_NEWLINK, 0, &body.encode());
     netlink.change(&request).map_err(NetworkError::system("bring up", "lo"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_was_refused_its_namespace_has_nothing_to_remove() {
+        for path in ["/nowhere", "/proc/self/status", "/proc/self/ns/net"] {
+            connect(Path::new(path)).unwrap_err();
+            remove(Path::new(path)).unwrap();
+        }
+    }
 }
