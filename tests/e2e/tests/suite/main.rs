@@ -10,6 +10,7 @@ mod hot_plug;
 mod isolation;
 mod lifecycle;
 mod operator;
+mod pod_services;
 mod pod_workloads;
 mod security;
 mod streams;
