@@ -22,7 +22,7 @@ const RX_LENGTH: u32 = 4096;
 const TX_BUFFERS: u64 = BUFFERS + 0x8_0000;
 
 /// How long nothing may happen while something is to be done.
-const STALL: Duration = Duration::from_secs(20);
+const STALL: Duration = Duration::from_secs(60);
 
 /// What a caller asks for: its first bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
