@@ -7,12 +7,16 @@ use crate::sandbox::oci::{Linux, Namespace, Spec};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use protobuf::Message;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const TYPE: &str = "runtime.v1.PodSandboxConfig";
 
 /// What systemd's unit for the pod's containers is named after.
 const SYSTEMD_PREFIX: &str = "cri-containerd";
+
+/// Annotations that are containerd's own.
+const CRI_ANNOTATIONS: &str = "io.kubernetes.cri.";
 
 #[derive(Debug)]
 pub(super) struct PodConfig(pub PodSandboxConfig);
@@ -40,10 +44,16 @@ impl PodConfig {
         };
         Spec {
             hostname: if config.hostname.is_empty() { id.to_string() } else { config.hostname.clone() },
-            annotations: config.annotations.clone().into_iter().collect(),
+            annotations: self.annotations(),
             linux: Some(linux),
             ..Spec::default()
         }
+    }
+
+    /// What the CRI plugin would say of the pod is not for the pod to say.
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let all = self.0.annotations.clone().into_iter();
+        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).collect()
     }
 
     /// Those of the node are not in the list.
@@ -143,6 +153,15 @@ mod tests {
         assert_eq!(linux.sysctl["net.ipv4.ip_forward"], "1");
         assert_eq!(linux.resources["cpu"]["quota"], 150_000);
         assert_eq!(linux.resources["memory"]["limit"], 1 << 30);
+    }
+
+    #[test]
+    fn a_pod_cannot_speak_for_containerd() {
+        let annotations =
+            ["io.kubernetes.cri.sandbox-memory", "io.bulkhead.vcpus"].map(|key| (key.to_owned(), "4".to_owned()));
+        let config = PodSandboxConfig { annotations: annotations.into(), ..Default::default() };
+        let spec = PodConfig(config).spec(&id(), "");
+        assert_eq!(spec.annotations.into_keys().collect::<Vec<_>>(), ["io.bulkhead.vcpus"]);
     }
 
     #[test]
