@@ -16,6 +16,8 @@ impl Traces {
         kinds.insert("processes", processes());
         kinds.insert("mounts", mounts());
         kinds.insert("network interfaces", interfaces());
+        kinds.insert("network namespaces", names("/run/netns"));
+        kinds.insert("in network namespaces", crate::netns::contents());
         kinds.insert("cgroups", cgroups());
         kinds.insert("sockets", names("/run/containerd/s"));
         kinds.insert("user ids", names("/run/bulkhead/uids"));
@@ -56,9 +58,9 @@ fn names(directory: &str) -> Vec<String> {
     names
 }
 
-/// Without the bridge that the node's CNI plugin makes for its first pod and keeps.
+/// Without the bridges that CNI plugins make for the first pod and keep.
 fn interfaces() -> Vec<String> {
-    names("/sys/class/net").into_iter().filter(|name| name != "cni0").collect()
+    names("/sys/class/net").into_iter().filter(|name| !["cni0", "e2e0"].contains(&name.as_str())).collect()
 }
 
 /// Our processes, zombies too, as `pid name`.

@@ -4,6 +4,7 @@
 pub mod container;
 pub mod cri;
 pub mod leaks;
+pub mod netns;
 pub mod probe;
 pub mod terminal;
 pub mod vmm;

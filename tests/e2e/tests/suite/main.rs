@@ -9,6 +9,7 @@ mod faults;
 mod hot_plug;
 mod isolation;
 mod lifecycle;
+mod network;
 mod operator;
 mod pod_services;
 mod pod_workloads;
