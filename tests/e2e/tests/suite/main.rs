@@ -1,5 +1,7 @@
 //! The end-to-end suite: one binary that runs inside a node VM. `cargo xtask test` builds, carries and runs it.
 
+use e2e::cri::Sandboxer;
+
 mod accounting;
 mod bad_input;
 mod churn;
@@ -30,21 +32,33 @@ macro_rules! for_each_snapshotter {
 }
 pub(crate) use for_each_snapshotter;
 
-/// Repeats a module's tests for each way from a pod to a shim. A containerd that has only one counts the other as skipped.
+/// Repeats a module's tests for each way from a pod to a shim. `long`: the second way only in `make test-long`, for tests
+/// that take minutes and differ little between the two.
 macro_rules! for_each_sandboxer {
+    (long: $($name:ident),+ $(,)?) => {
+        mod podsandbox {
+            $(#[test] fn $name() { super::$name(e2e::cri::Sandboxer::PodSandbox); })+
+        }
+        mod sandbox_api {
+            $(#[test] #[ignore = "takes minutes: `make test-long`"] fn $name() { crate::by_sandbox_api(super::$name); })+
+        }
+    };
     ($($name:ident),+ $(,)?) => {
         mod podsandbox {
             $(#[test] fn $name() { super::$name(e2e::cri::Sandboxer::PodSandbox); })+
         }
         mod sandbox_api {
-            $(#[test] #[ignore = "the shim does not serve the sandbox API yet"] fn $name() {
-                if e2e::cri::Sandboxer::Shim.available() {
-                    super::$name(e2e::cri::Sandboxer::Shim);
-                } else {
-                    println!("test skipped: this containerd has no sandbox API");
-                }
-            })+
+            $(#[test] fn $name() { crate::by_sandbox_api(super::$name); })+
         }
     };
 }
 pub(crate) use for_each_sandboxer;
+
+/// A containerd without the sandbox API counts the test as skipped.
+fn by_sandbox_api(test: fn(Sandboxer)) {
+    if Sandboxer::Shim.available() {
+        test(Sandboxer::Shim);
+    } else {
+        println!("test skipped: this containerd has no sandbox API");
+    }
+}
