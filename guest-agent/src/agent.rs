@@ -21,6 +21,8 @@ const MAX_EVENTS: usize = 256;
 #[derive(Debug)]
 pub struct Paths {
     pub crun: PathBuf,
+    /// This program.
+    pub agent: PathBuf,
     /// Bundles, sockets and crun's records: in memory, gone with the guest.
     pub run: PathBuf,
     pub cgroups: PathBuf,
@@ -31,7 +33,8 @@ pub struct Paths {
 impl Paths {
     pub fn new(crun: &Path, run: &Path, cgroups: &Path, sysfs: &Path) -> Self {
         let serial = AtomicU64::new(0);
-        Self { crun: crun.into(), run: run.into(), cgroups: cgroups.into(), sysfs: sysfs.into(), serial }
+        let agent = "/proc/self/exe".into();
+        Self { crun: crun.into(), agent, run: run.into(), cgroups: cgroups.into(), sysfs: sysfs.into(), serial }
     }
 
     pub fn of_guest() -> Self {
@@ -75,7 +78,7 @@ impl Agent {
         std::fs::create_dir_all(&paths.run)?;
         let (oom_events, next_oom_event) = mpsc::channel(MAX_EVENTS);
         Ok(Self {
-            pod_pids: PodPids::new(Arc::clone(&reaper)),
+            pod_pids: PodPids::new(paths.agent.clone(), Arc::clone(&reaper)),
             crun: Crun::new(paths.crun.clone(), paths.run.join("crun"), reaper),
             pci: PciBus::new(&paths.sysfs),
             share,

@@ -14,6 +14,7 @@ use nix::unistd::{ForkResult, fork, pause, pipe2};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,13 +36,15 @@ const MAX_ANSWER: usize = 16;
 /// Makes the pod's pid namespace once, and again should its first process have died.
 #[derive(Debug)]
 pub struct PodPids {
+    program: PathBuf,
     reaper: Arc<Reaper>,
     first: Mutex<Option<Child>>,
 }
 
 impl PodPids {
-    pub fn new(reaper: Arc<Reaper>) -> Self {
-        Self { reaper, first: Mutex::new(None) }
+    /// `program` is this one.
+    pub fn new(program: PathBuf, reaper: Arc<Reaper>) -> Self {
+        Self { program, reaper, first: Mutex::new(None) }
     }
 
     /// The pid of the namespace's first process, in the guest's own namespace.
@@ -55,21 +58,21 @@ impl PodPids {
             object: "the pod's pid namespace".to_owned(),
             seconds: DEADLINE.as_secs(),
         };
-        let child = timeout(DEADLINE, make(&self.reaper)).await.map_err(late)??;
+        let child = timeout(DEADLINE, make(&self.program, &self.reaper)).await.map_err(late)??;
         let pid = child.pid();
         *first = Some(child);
         Ok(pid)
     }
 }
 
-async fn make(reaper: &Arc<Reaper>) -> Result<Child, Error> {
-    try_make(reaper).await.map_err(Error::system("make", "the pod's pid namespace"))
+async fn make(program: &Path, reaper: &Arc<Reaper>) -> Result<Child, Error> {
+    try_make(program, reaper).await.map_err(Error::system("make", "the pod's pid namespace"))
 }
 
-async fn try_make(reaper: &Arc<Reaper>) -> io::Result<Child> {
+async fn try_make(program: &Path, reaper: &Arc<Reaper>) -> io::Result<Child> {
     let (answer, answer_end) = pipe2(OFlag::O_CLOEXEC)?;
     let launch = reaper.launch();
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(program);
     command.arg0(NAME).arg(HOLD).env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(answer_end);
     let mut maker = launch.spawn(&mut command)?;

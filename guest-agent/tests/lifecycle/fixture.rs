@@ -1,5 +1,6 @@
 //! A guest's surroundings, made of namespaces, and a shim's side of the protocol.
 
+use agent_protocol::agent::create_container_request::Pid_namespace;
 use agent_protocol::agent::{
     CreateContainerRequest, CreateProcessRequest, ProcessRequest, SignalRequest, Streams, create_container_request,
 };
@@ -140,7 +141,8 @@ pub struct Guest {
 
 impl Guest {
     async fn new(crun: &Path) -> Self {
-        let paths = Paths::new(crun, Path::new(RUN), Path::new(CGROUPS), Path::new("/sys"));
+        let mut paths = Paths::new(crun, Path::new(RUN), Path::new(CGROUPS), Path::new("/sys"));
+        paths.agent = env!("CARGO_BIN_EXE_bulkhead-agent").into();
         let share = Share::already_mounted(PciBus::new(Path::new("/sys")));
         let agent = Arc::new(Agent::with_share(paths, Reaper::spawn().unwrap(), share).unwrap());
         let service = Arc::new(Service::new(Arc::clone(&agent)));
@@ -193,6 +195,20 @@ impl Guest {
             ..Default::default()
         };
         self.agent.create_container(context(), &request).await.map(drop)
+    }
+
+    /// A container that runs `command` with the process ids of others.
+    pub async fn join(&self, id: &str, command: &str, pids: Pid_namespace) -> ttrpc::Result<u32> {
+        let rootfs = create_container_request::Rootfs::SharedPath("machine/rootfs".into());
+        let request = CreateContainerRequest {
+            container_id: id.into(),
+            spec: self.spec(command).to_string().into_bytes(),
+            rootfs: Some(rootfs),
+            pid_namespace: Some(pids),
+            ..Default::default()
+        };
+        self.agent.create_container(context(), &request).await?;
+        self.start(id, "").await
     }
 
     pub async fn add(&self, id: &str, exec: &str, command: &str) -> ttrpc::Result<()> {

@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "whatever is missing ends the test")]
 
 mod fixture;
+mod pids;
 
 use agent_protocol::agent::{ContainerRequest, ResizeTerminalRequest, SignalRequest};
 use agent_protocol::stream::Channel;
