@@ -1,5 +1,6 @@
 //! What a container uses, what it may use, and what happens when it wants more.
 
+use e2e::cri::messages::PodSandboxConfig;
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::{BUSYBOX, eventually};
 
@@ -9,15 +10,27 @@ const MIB: u64 = 1 << 20;
 
 /// One pod, many facts: a boot takes seconds under emulation.
 fn containers_are_counted_limited_and_killed_one_by_one(sandboxer: Sandboxer) {
-    let pod = Pod::new("counted", sandboxer).run();
+    let pod = Pod::new("counted", sandboxer);
+    // As kubelet does when every container has a limit.
+    let limit = |config: &mut PodSandboxConfig| {
+        config.linux.mut_or_insert_default().resources.mut_or_insert_default().memory_limit_in_bytes = 256 << 20;
+    };
+    let pod = pod.config(limit).run();
     let script = "ballast=$(head -c 25165824 /dev/zero | tr '\\0' x); echo written > /file; sleep 3600 & wait";
     let steady = pod.container("steady", BUSYBOX).shell(script).memory_limit(96 << 20).start();
     let greedy = pod.container("greedy", BUSYBOX).shell("tail /dev/zero").memory_limit(32 << 20).start();
+    the_machine_has_room_for_the_pods_limits(&steady);
     a_container_that_wants_too_much_ends_alone(&greedy, &steady);
     a_child_that_wants_too_much_does_not_end_its_container(&pod);
     a_container_is_counted(&steady);
     the_pod_is_counted(&pod);
     new_limits_hold_at_once(&steady);
+}
+
+fn the_machine_has_room_for_the_pods_limits(steady: &Container<'_>) {
+    let total = steady.shell("awk '/MemTotal/ { print $2 }' /proc/meminfo").stdout();
+    let mebibytes = total.trim().parse::<u64>().expect("a number") / 1024;
+    assert!((256..=320).contains(&mebibytes), "{mebibytes} MiB for limits of 256 MiB");
 }
 
 fn a_container_that_wants_too_much_ends_alone(greedy: &Container<'_>, steady: &Container<'_>) {
