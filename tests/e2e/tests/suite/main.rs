@@ -15,6 +15,7 @@ mod network;
 mod operator;
 mod pod_services;
 mod pod_workloads;
+mod pods;
 mod security;
 mod streams;
 mod workloads;
