@@ -13,6 +13,9 @@ crate::for_each_sandboxer!(
 
 const GRACE: Duration = Duration::from_secs(30);
 
+/// The node's own address on the bridge of its pods, where `hostPort` is to be had.
+const BRIDGE: &str = "10.88.0.1";
+
 const SERVICE: &str = include_str!("../../programs/service.py");
 
 /// `programs/service.py`, listening on `address`.
@@ -20,9 +23,9 @@ fn service<'pod>(pod: &'pod Pod, name: &str, address: &str, port: u16) -> NewCon
     pod.container(name, DEBIAN).command(&["/usr/bin/python3", "-c", SERVICE, address, &port.to_string()])
 }
 
-/// nginx with a sidecar that asks it over localhost, and redis with a client in that other pod.
+/// nginx with a sidecar that asks it over localhost and a port of the node, and redis with a client in that other pod.
 fn servers_answer_their_sidecar_another_pod_and_the_node(sandboxer: Sandboxer) {
-    let web = Pod::new("web", sandboxer).run();
+    let web = Pod::new("web", sandboxer).host_port(18080, 80).run();
     let nginx = web.container("nginx", DEBIAN).command(&["/usr/sbin/nginx", "-g", "daemon off;"]).start();
     let sidecar = web.container("sidecar", DEBIAN).command(&["/usr/bin/sleep", "3600"]).start();
     let store = Pod::new("store", sandboxer).run();
@@ -31,8 +34,10 @@ fn servers_answer_their_sidecar_another_pod_and_the_node(sandboxer: Sandboxer) {
 
     let curl = ["/usr/bin/curl", "--silent", "--retry", "9", "--retry-connrefused", "http://localhost/"];
     assert!(sidecar.exec(&curl).success().stdout().contains("Welcome to nginx"));
-    let (status, page) = probe::http(&web.ip(), 80, "/").expect("nginx answers the node");
-    assert!(status == 200 && page.contains("Welcome to nginx"), "{status} {page}");
+    for (ip, port) in [(web.ip().as_str(), 80), (BRIDGE, 18080)] {
+        let (status, page) = probe::http(ip, port, "/").expect("nginx answers the node");
+        assert!(status == 200 && page.contains("Welcome to nginx"), "{status} {page}");
+    }
 
     let ip = store.ip();
     let redis_cli = |words: &[&str]| sidecar.exec(&[&["/usr/bin/redis-cli", "-h", &ip], words].concat());
@@ -103,6 +108,9 @@ fn replica(name: &str, sandboxer: Sandboxer) {
     let hello = (200, format!("hello from {name}\n"));
     eventually("the replica is ready", || probe::http(&ip, 8012, "/ready") == Some(hello.clone()));
     assert!(!probe::tcp(&ip, 8080), "the user's port is open to others");
+    let mut tunnel = pod.port_forward(8080);
+    tunnel.send(b"GET / HTTP/1.0\r\n\r\n");
+    tunnel.read_until(|bytes| bytes.ends_with(hello.1.as_bytes()));
 
     // A request that is under way when the replica is ended is answered.
     std::thread::scope(|scope| {
