@@ -11,7 +11,7 @@ test: setup
 
 # The end-to-end tests that take many minutes, in both node editions.
 test-long: setup
-	cargo xtask test --skip-unit --long --filter churn
+	cargo xtask test --skip-unit --long
 
 # The guest kernel; prints its path.
 kernel: setup

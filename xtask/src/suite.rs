@@ -61,7 +61,7 @@ pub struct Choice {
     /// Only end-to-end tests whose name contains this.
     #[arg(long)]
     filter: Option<String>,
-    /// Also the tests that take many minutes; they are counted as skipped otherwise.
+    /// The tests that take many minutes, and no others; they are counted as skipped otherwise.
     #[arg(long)]
     long: bool,
 }
@@ -69,7 +69,8 @@ pub struct Choice {
 /// Runs the tests of `choice`. An error means that the node is gone.
 pub fn run(node: &mut NodeVm, choice: &Choice, progress: &mut dyn Write) -> Result<Report> {
     let mut listing = Vec::new();
-    let script = format!("/shares/payload/{PROGRAM} --list --format terse");
+    let ignored = if choice.long { "--ignored" } else { "" };
+    let script = format!("/shares/payload/{PROGRAM} --list --format terse {ignored}");
     if node.run(&script, DEFAULT_DEADLINE, &mut listing)? != 0 {
         bail!("the suite cannot list its tests: {}", String::from_utf8_lossy(&listing));
     }
@@ -81,7 +82,7 @@ pub fn run(node: &mut NodeVm, choice: &Choice, progress: &mut dyn Write) -> Resu
     for (position, name) in names.iter().enumerate() {
         let started = Instant::now();
         let mut output = Vec::new();
-        let result = node.run(&test_script(name, choice.long), TEST_DEADLINE, &mut output);
+        let result = node.run(&test_script(name, ignored), TEST_DEADLINE, &mut output);
         let output = String::from_utf8_lossy(&output);
         let outcome = match result {
             Ok(code) => outcome(code, &output),
@@ -139,8 +140,7 @@ fn outcome(code: i32, output: &str) -> Outcome {
 }
 
 /// Runs one test. What it leaves in its artifacts directory stays only if it failed.
-fn test_script(name: &str, long: bool) -> String {
-    let ignored = if long { "--include-ignored" } else { "" };
+fn test_script(name: &str, ignored: &str) -> String {
     let directory = format!("/artifacts/failed/{}", name.replace("::", "."));
     format!(
         "directory={directory}
