@@ -9,7 +9,7 @@ demo: setup
 test: setup
 	cargo xtask test
 
-# The end-to-end tests that take many minutes, in both node editions.
+# The end-to-end suite with the tests that take many minutes, in both node editions: more than an hour.
 test-long: setup
 	cargo xtask test --skip-unit --long
 

@@ -61,7 +61,8 @@ pub struct Choice {
     /// Only end-to-end tests whose name contains this.
     #[arg(long)]
     filter: Option<String>,
-    /// The tests that take many minutes, and no others; they are counted as skipped otherwise.
+    /// Also the tests that take many minutes, and pods by both of containerd's ways on both editions: more than an hour.
+    /// They are counted as skipped otherwise.
     #[arg(long)]
     long: bool,
 }
@@ -69,8 +70,7 @@ pub struct Choice {
 /// Runs the tests of `choice`. An error means that the node is gone.
 pub fn run(node: &mut NodeVm, choice: &Choice, progress: &mut dyn Write) -> Result<Report> {
     let mut listing = Vec::new();
-    let ignored = if choice.long { "--ignored" } else { "" };
-    let script = format!("/shares/payload/{PROGRAM} --list --format terse {ignored}");
+    let script = format!("/shares/payload/{PROGRAM} --list --format terse");
     if node.run(&script, DEFAULT_DEADLINE, &mut listing)? != 0 {
         bail!("the suite cannot list its tests: {}", String::from_utf8_lossy(&listing));
     }
@@ -82,7 +82,7 @@ pub fn run(node: &mut NodeVm, choice: &Choice, progress: &mut dyn Write) -> Resu
     for (position, name) in names.iter().enumerate() {
         let started = Instant::now();
         let mut output = Vec::new();
-        let result = node.run(&test_script(name, ignored), TEST_DEADLINE, &mut output);
+        let result = node.run(&test_script(name, choice.long), TEST_DEADLINE, &mut output);
         let output = String::from_utf8_lossy(&output);
         let outcome = match result {
             Ok(code) => outcome(code, &output),
@@ -140,13 +140,14 @@ fn outcome(code: i32, output: &str) -> Outcome {
 }
 
 /// Runs one test. What it leaves in its artifacts directory stays only if it failed.
-fn test_script(name: &str, ignored: &str) -> String {
+fn test_script(name: &str, long: bool) -> String {
+    let (ignored, long) = if long { ("--include-ignored", "E2E_LONG=1") } else { ("", "") };
     let directory = format!("/artifacts/failed/{}", name.replace("::", "."));
     format!(
         "directory={directory}
         mkdir -p $directory
         logged=$(stat -c %s /artifacts/containerd.log)
-        timeout --kill-after=10 {TEST_SECONDS} /shares/payload/{PROGRAM} --exact {name} --nocapture {ignored} \
+        {long} timeout --kill-after=10 {TEST_SECONDS} /shares/payload/{PROGRAM} --exact {name} --nocapture {ignored} \
             >$directory/output.log 2>&1
         code=$?
         cat $directory/output.log

@@ -33,20 +33,11 @@ macro_rules! for_each_snapshotter {
 }
 pub(crate) use for_each_snapshotter;
 
-/// Repeats a module's tests for each way from a pod to a shim. `long`: the second way only in `make test-long`, for tests
-/// that take minutes and differ little between the two.
+/// Repeats a module's tests for each of containerd's ways from a pod to a shim.
 macro_rules! for_each_sandboxer {
-    (long: $($name:ident),+ $(,)?) => {
-        mod podsandbox {
-            $(#[test] fn $name() { super::$name(e2e::cri::Sandboxer::PodSandbox); })+
-        }
-        mod sandbox_api {
-            $(#[test] #[ignore = "takes minutes: `make test-long`"] fn $name() { crate::by_sandbox_api(super::$name); })+
-        }
-    };
     ($($name:ident),+ $(,)?) => {
         mod podsandbox {
-            $(#[test] fn $name() { super::$name(e2e::cri::Sandboxer::PodSandbox); })+
+            $(#[test] fn $name() { crate::by_podsandbox(super::$name); })+
         }
         mod sandbox_api {
             $(#[test] fn $name() { crate::by_sandbox_api(super::$name); })+
@@ -54,6 +45,18 @@ macro_rules! for_each_sandboxer {
     };
 }
 pub(crate) use for_each_sandboxer;
+
+/// Set for `make test-long`.
+const LONG: &str = "E2E_LONG";
+
+/// A pod costs a minute under emulation: `make test` goes one way on each edition, `make test-long` all.
+fn by_podsandbox(test: fn(Sandboxer)) {
+    if !Sandboxer::Shim.available() || std::env::var_os(LONG).is_some() {
+        test(Sandboxer::PodSandbox);
+    } else {
+        println!("test skipped: by the sandbox API here, unless in `make test-long`");
+    }
+}
 
 /// A containerd without the sandbox API counts the test as skipped.
 fn by_sandbox_api(test: fn(Sandboxer)) {

@@ -5,7 +5,6 @@ use e2e::{BUSYBOX, DEBIAN, eventually, probe};
 use std::time::{Duration, Instant};
 
 crate::for_each_sandboxer!(
-    long:
     servers_answer_their_sidecar_another_pod_and_the_node,
     probes_tell_a_service_that_is_ready_from_one_that_is_not,
     two_replicas_with_a_proxy_start_at_once_and_end_in_grace,
