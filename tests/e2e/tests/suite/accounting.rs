@@ -4,7 +4,7 @@ use e2e::cri::messages::PodSandboxConfig;
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::{BUSYBOX, eventually};
 
-crate::for_each_sandboxer!(containers_are_counted_limited_and_killed_one_by_one);
+crate::for_each_sandboxer!(long: containers_are_counted_limited_and_killed_one_by_one);
 
 const MIB: u64 = 1 << 20;
 

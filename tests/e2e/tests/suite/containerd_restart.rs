@@ -5,7 +5,7 @@ use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::eventually;
 use std::process::Command;
 
-crate::for_each_sandboxer!(pods_do_not_notice_that_containerd_restarts);
+crate::for_each_sandboxer!(long: pods_do_not_notice_that_containerd_restarts);
 
 const PODS: usize = 5;
 

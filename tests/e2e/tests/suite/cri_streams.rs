@@ -4,7 +4,7 @@ use e2e::cri::{Container, Log, Pod, Sandboxer, Stream};
 use e2e::{BUSYBOX, eventually, noise, sha256};
 use std::time::{Duration, Instant};
 
-crate::for_each_sandboxer!(execs_stream_both_ways, attached_streams_and_log_files_agree);
+crate::for_each_sandboxer!(long: execs_stream_both_ways, attached_streams_and_log_files_agree);
 
 fn execs_stream_both_ways(sandboxer: Sandboxer) {
     let pod = Pod::new("exec", sandboxer).run();

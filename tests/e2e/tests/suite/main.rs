@@ -33,14 +33,17 @@ macro_rules! for_each_snapshotter {
 }
 pub(crate) use for_each_snapshotter;
 
-/// Repeats a module's tests for each of containerd's ways from a pod to a shim.
+/// Repeats a module's tests for each of containerd's ways from a pod to a shim. A pod costs up to a minute under
+/// emulation: `make test` has the quick ones, one way on each edition; `make test-long` has all, both ways where there are two.
 macro_rules! for_each_sandboxer {
-    ($($name:ident),+ $(,)?) => {
+    ($(quick: $($quick:ident),+;)? $(long: $($long:ident),+)?) => {
         mod podsandbox {
-            $(#[test] fn $name() { crate::by_podsandbox(super::$name); })+
+            $($(#[test] fn $quick() { crate::by_podsandbox(super::$quick); })+)?
+            $($(#[test] #[ignore = "`make test-long`"] fn $long() { crate::by_podsandbox(super::$long); })+)?
         }
         mod sandbox_api {
-            $(#[test] fn $name() { crate::by_sandbox_api(super::$name); })+
+            $($(#[test] fn $quick() { crate::by_sandbox_api(super::$quick); })+)?
+            $($(#[test] #[ignore = "`make test-long`"] fn $long() { crate::by_sandbox_api(super::$long); })+)?
         }
     };
 }
@@ -49,7 +52,6 @@ pub(crate) use for_each_sandboxer;
 /// Set for `make test-long`.
 const LONG: &str = "E2E_LONG";
 
-/// A pod costs a minute under emulation: `make test` goes one way on each edition, `make test-long` all.
 fn by_podsandbox(test: fn(Sandboxer)) {
     if !Sandboxer::Shim.available() || std::env::var_os(LONG).is_some() {
         test(Sandboxer::PodSandbox);

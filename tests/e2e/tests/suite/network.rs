@@ -20,6 +20,7 @@ fn refused(network: &str) -> String {
 
 /// One machine, many facts: a boot takes seconds under emulation.
 #[test]
+#[ignore = "`make test-long`"]
 fn the_guest_has_the_interfaces_that_cni_made() {
     let netns = Netns::new().add("eth0", bridge()).add("net1", ptp());
     netns.run(&["ip", "neighbour", "replace", "10.77.0.200", "lladdr", "02:00:00:00:00:99", "dev", "eth0"]);
@@ -121,6 +122,7 @@ fn large_frames_travel_both_ways(container: &Running, netns: &Netns) {
 
 /// containerd dials localhost in the pod's namespace on the node.
 #[test]
+#[ignore = "`make test-long`"]
 fn ports_are_forwarded_to_whatever_address_the_program_listens_on() {
     let netns = Netns::new().add("eth0", bridge());
     let before = Traces::now();
@@ -205,6 +207,7 @@ fn pods_reach_each_other_and_services() {
 }
 
 #[test]
+#[ignore = "`make test-long`"]
 fn networks_that_a_microvm_cannot_have_are_refused_in_a_sentence() {
     let before = Traces::now();
     let missing = refused("network:/run/netns/e2e-none");

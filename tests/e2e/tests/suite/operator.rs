@@ -49,6 +49,7 @@ impl Drop for Installed {
 }
 
 #[test]
+#[ignore = "`make test-long`"]
 fn the_installers_image_takes_bulkhead_off_a_node_and_puts_it_there() {
     let _installed = Installed;
     let import = ctr(&["image", "import", INSTALLER]).success().stdout();

@@ -5,9 +5,9 @@ use e2e::{BUSYBOX, DEBIAN, eventually, probe};
 use std::time::{Duration, Instant};
 
 crate::for_each_sandboxer!(
-    servers_answer_their_sidecar_another_pod_and_the_node,
+    long: servers_answer_their_sidecar_another_pod_and_the_node,
     probes_tell_a_service_that_is_ready_from_one_that_is_not,
-    two_replicas_with_a_proxy_start_at_once_and_end_in_grace,
+    two_replicas_with_a_proxy_start_at_once_and_end_in_grace
 );
 
 const GRACE: Duration = Duration::from_secs(30);

@@ -8,8 +8,8 @@ use e2e::{BUSYBOX, eventually};
 use std::time::Duration;
 
 crate::for_each_sandboxer!(
-    a_pod_is_one_machine_from_its_first_container_to_its_last,
-    a_crashing_container_is_restarted_beside_two_others,
+    quick: a_pod_is_one_machine_from_its_first_container_to_its_last;
+    long: a_crashing_container_is_restarted_beside_two_others
 );
 
 const GRACE: Duration = Duration::from_secs(30);

@@ -7,11 +7,11 @@ use e2e::vmm::Vmm;
 use e2e::{BUSYBOX, eventually};
 
 crate::for_each_sandboxer!(
-    containers_share_memory_names_and_network,
+    long: containers_share_memory_names_and_network,
     processes_are_a_containers_own_or_its_targets,
     containers_share_their_processes_when_asked,
     a_lost_machine_ends_its_pod,
-    namespaces_of_the_node_are_refused,
+    namespaces_of_the_node_are_refused
 );
 
 const FOREVER: [&str; 2] = ["/bin/sleep", "3600"];

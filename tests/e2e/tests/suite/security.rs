@@ -7,7 +7,7 @@ use e2e::cri::{Container, NewContainer, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use std::collections::BTreeMap;
 
-crate::for_each_sandboxer!(a_security_context_holds_in_the_guest, bad_input_of_a_pod_is_named);
+crate::for_each_sandboxer!(long: a_security_context_holds_in_the_guest, bad_input_of_a_pod_is_named);
 
 /// What the node's own containers see in /dev, and nothing that the node has.
 const DEVICES: &str = "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero";
