@@ -29,7 +29,7 @@ pub struct Options {
     share: Vec<String>,
     #[arg(long, default_value_t = 4096)]
     memory_mib: u32,
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// One nanosecond for each instruction, on one processor: for measurements that repeat.
     #[arg(long)]

@@ -184,6 +184,7 @@ fn much_travels_both_ways_and_ends_by_halves(container: &Running, netns: &Netns)
 }
 
 #[test]
+#[ignore = "`make test-long`"]
 fn pods_reach_each_other_and_services() {
     let (one, other) = (Netns::new().add("eth0", bridge()), Netns::new().add("eth0", bridge()));
     let server = start(BUSYBOX, &one);
@@ -236,6 +237,7 @@ fn networks_that_a_microvm_cannot_have_are_refused_in_a_sentence() {
 
 /// A namespace with loopback alone is what CNI leaves when it was told to make nothing.
 #[test]
+#[ignore = "`make test-long`"]
 fn a_namespace_without_interfaces_is_a_pod_without_a_network() {
     let netns = Netns::new();
     let container = Container::new(BUSYBOX, "overlayfs").argument("--with-ns").argument(&netns.flag());

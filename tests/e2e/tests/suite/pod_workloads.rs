@@ -4,7 +4,7 @@ use e2e::cri::messages::ContainerState;
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use e2e::vmm::Vmm;
-use e2e::{BUSYBOX, eventually};
+use e2e::{BUSYBOX, eventually, probe};
 use std::time::Duration;
 
 crate::for_each_sandboxer!(
@@ -31,6 +31,7 @@ fn a_pod_is_one_machine_from_its_first_container_to_its_last(sandboxer: Sandboxe
     let second = pod.container("second", BUSYBOX).command(&["/bin/sleep", "3600"]).start();
     assert_eq!(Vmm::all().len(), machines + 1, "a pod has one machine");
     they_are_processes_of_one_machine(&[&first, &second]);
+    the_node_and_the_neighbour_reach_it(&pod, &second, &first);
     eventually("both lines are logged", || first.log().lines().len() == 2);
     assert_eq!((first.log().stdout(), first.log().stderr()), ("out\n".into(), "err\n".into()));
 
@@ -51,6 +52,14 @@ fn a_pod_is_one_machine_from_its_first_container_to_its_last(sandboxer: Sandboxe
     assert!(Pod::all().iter().all(|known| known.id != pod.id()));
     drop(pod);
     assert_nothing_left_since(&before);
+}
+
+/// By the address that CNI gave the pod, and over localhost.
+fn the_node_and_the_neighbour_reach_it(pod: &Pod, server: &Container, neighbour: &Container) {
+    server.shell("mkdir /www; echo served >/www/index.html; httpd -h /www -p 8080").success();
+    let answer = probe::http(&pod.ip(), 8080, "/index.html");
+    assert_eq!(answer, Some((200, "served\n".to_owned())));
+    assert_eq!(neighbour.shell("wget -q -O - http://127.0.0.1:8080/index.html").success().stdout(), "served\n");
 }
 
 /// A sandbox outlives its only container, which is stopped, removed and made again.
