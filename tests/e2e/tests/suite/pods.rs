@@ -83,7 +83,7 @@ fn containers_share_their_processes_when_asked(sandboxer: Sandboxer) {
     let first = pod.container("first", BUSYBOX).command(&["/bin/sleep", "7001"]).start();
     // It leaves an orphan behind that ends later.
     let second = pod.container("second", BUSYBOX).shell("(sleep 0.2 &); exec sleep 7002").start();
-    assert!(sees(&first, "sleep 7002") && sees(&second, "sleep 7001"));
+    eventually("each sees the other's process", || sees(&first, "sleep 7002") && sees(&second, "sleep 7001"));
     assert!(
         !first.shell("cat /proc/1/cmdline").stdout().contains("sleep"),
         "a container is the namespace's first process"
@@ -96,7 +96,7 @@ fn containers_share_their_processes_when_asked(sandboxer: Sandboxer) {
     first.remove().expect("it is removed");
     assert!(second.running() && !sees(&second, "sleep 7001"));
     let third = pod.container("third", BUSYBOX).command(&["/bin/sleep", "7003"]).start();
-    assert!(sees(&second, "sleep 7003") && sees(&third, "sleep 7002"));
+    eventually("a third joins", || sees(&second, "sleep 7003") && sees(&third, "sleep 7002"));
     let outside = third.shell("kill -9 1; sleep 0.5; echo alive").stdout();
     assert_eq!(outside, "alive\n");
 }
