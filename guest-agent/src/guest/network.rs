@@ -8,21 +8,16 @@ mod plan;
 use super::netlink::Netlink;
 use crate::error::Error;
 use plan::Step;
-use route_netlink::numbers::{IFF_UP, RTM_NEWLINK};
-use route_netlink::{LinkBody, Request};
+use route_netlink::{LOOPBACK, Request};
 use std::path::Path;
 
 pub use plan::Plan;
 
-/// The loopback interface has the same index in every network namespace.
-const LOOPBACK: u32 = 1;
-
 /// Up, as programs expect. Other interfaces come with the pod's network.
 pub(super) fn loopback_up() -> Result<(), Error> {
-    let body = LinkBody { index: LOOPBACK, flags: IFF_UP, change: IFF_UP, ..LinkBody::default() };
     let failed = || Error::system("bring up", "lo");
     let mut netlink = Netlink::open().map_err(failed())?;
-    netlink.change(&Request::change(RTM_NEWLINK, 0, &body.encode())).map_err(failed())
+    netlink.change(&Request::bring_up(LOOPBACK)).map_err(failed())
 }
 
 /// Makes the network. Blocks for as long as the kernel takes.

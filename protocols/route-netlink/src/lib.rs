@@ -11,8 +11,11 @@ pub mod numbers;
 
 pub use body::{AddressBody, LinkBody, NeighbourBody, RouteBody, TrafficBody};
 
-use numbers::{NLA_TYPE_MASK, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
+use numbers::{IFF_UP, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, RTM_NEWLINK};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The loopback interface has the same index in every network namespace.
+pub const LOOPBACK: u32 = 1;
 
 /// `struct nlmsghdr`
 const HEADER: usize = 16;
@@ -40,6 +43,12 @@ impl Request {
     /// Changes something; answered with an acknowledgement. `flags` are those of creations.
     pub fn change(kind: u16, flags: u16, body: &[u8]) -> Self {
         Self { kind, flags: NLM_F_REQUEST | NLM_F_ACK | flags, payload: body.to_vec() }
+    }
+
+    /// Brings an interface up.
+    pub fn bring_up(index: u32) -> Self {
+        let body = LinkBody { index, flags: IFF_UP, change: IFF_UP, ..LinkBody::default() };
+        Self::change(RTM_NEWLINK, 0, &body.encode())
     }
 
     /// Asks for all there is of a kind.

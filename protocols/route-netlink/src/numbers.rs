@@ -13,7 +13,6 @@ pub const NLMSG_DONE: u16 = 3;
 /// Without the marks for nests and byte order.
 pub const NLA_TYPE_MASK: u16 = 0x3fff;
 
-pub const AF_UNSPEC: u8 = 0;
 pub const AF_INET: u8 = 2;
 pub const AF_INET6: u8 = 10;
 

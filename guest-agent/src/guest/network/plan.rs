@@ -3,10 +3,10 @@
 use crate::error::Error;
 use agent_protocol::agent::{ConfigureNetworkRequest, Interface, InterfaceAddress, Neighbour, Route};
 use route_netlink::numbers::{
-    AF_INET, AF_INET6, IFA_ADDRESS, IFA_BROADCAST, IFA_F_NODAD, IFA_F_NOPREFIXROUTE, IFA_FLAGS, IFA_LOCAL, IFF_UP,
-    IFLA_IFNAME, IFLA_MTU, NDA_DST, NDA_LLADDR, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NUD_PERMANENT,
-    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
-    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTNH_F_ONLINK,
+    AF_INET, AF_INET6, IFA_ADDRESS, IFA_BROADCAST, IFA_F_NODAD, IFA_F_NOPREFIXROUTE, IFA_FLAGS, IFA_LOCAL, IFLA_IFNAME,
+    IFLA_MTU, NDA_DST, NDA_LLADDR, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NUD_PERMANENT, RT_TABLE_MAIN, RTA_DST,
+    RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTM_NEWADDR, RTM_NEWLINK,
+    RTM_NEWNEIGH, RTM_NEWROUTE, RTNH_F_ONLINK,
 };
 use route_netlink::{AddressBody, LinkBody, NeighbourBody, Nest, Request, RouteBody};
 use std::net::IpAddr;
@@ -72,8 +72,7 @@ impl Plan {
 
     fn interface(&mut self, interface: &Interface, index: u32) -> Result<(), Error> {
         self.steps.push(Step::NoLinkLocalAddress { interface: interface.name.clone() });
-        let body = LinkBody { index, flags: IFF_UP, change: IFF_UP, ..LinkBody::default() };
-        let request = Request::change(RTM_NEWLINK, 0, &body.encode()).number(IFLA_MTU, interface.mtu);
+        let request = Request::bring_up(index).number(IFLA_MTU, interface.mtu);
         self.change("bring up", format!("interface {} with MTU {}", interface.name, interface.mtu), request);
         interface.addresses.iter().try_for_each(|address| self.address(address, interface, index))
     }

@@ -33,14 +33,10 @@ use guest::network_request;
 use namespace::inside;
 use netlink::Netlink;
 use plan::NetworkPlan;
-use route_netlink::numbers::{IFF_UP, RTM_NEWLINK};
-use route_netlink::{LinkBody, Request};
+use route_netlink::{LOOPBACK, Request};
 use snapshot::Snapshot;
 use std::fs::File;
 use std::path::Path;
-
-/// The loopback interface has the same index in every network namespace.
-const LOOPBACK: u32 = 1;
 
 /// A pod's network, ready for its microVM. The default is none.
 #[derive(Debug, Default)]
@@ -83,9 +79,7 @@ pub(super) fn remove(netns: &Path) -> Result<(), NetworkError> {
 
 /// Port forwarding uses it, and CNI may have left it down.
 fn loopback_up(netlink: &mut Netlink) -> Result<(), NetworkError> {
-    let body = LinkBody { index: LOOPBACK, flags: IFF_UP, change: IFF_UP, ..LinkBody::default() };
-    let request = Request::change(RTM_NEWLINK, 0, &body.encode());
-    netlink.change(&request).map_err(NetworkError::system("bring up", "lo"))
+    netlink.change(&Request::bring_up(LOOPBACK)).map_err(NetworkError::system("bring up", "lo"))
 }
 
 #[cfg(test)]

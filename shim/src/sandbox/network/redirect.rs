@@ -1,15 +1,15 @@
 //! Frames of one interface become those of another, in both directions, by the kernel's traffic control.
 
+use super::NetworkError;
 use super::netlink::Netlink;
 use super::plan::Interface;
 use super::tap;
-use super::{LOOPBACK, NetworkError};
 use route_netlink::numbers::{
-    ETH_P_ALL, IFF_UP, IFLA_MTU, INGRESS_HANDLE, NLM_F_CREATE, NLM_F_EXCL, RTM_DELQDISC, RTM_GETLINK, RTM_GETTFILTER,
-    RTM_NEWLINK, RTM_NEWQDISC, RTM_NEWTFILTER, TC_ACT_STOLEN, TC_H_INGRESS, TC_U32_TERMINAL, TCA_ACT_KIND,
-    TCA_ACT_OPTIONS, TCA_EGRESS_REDIR, TCA_KIND, TCA_MIRRED_PARMS, TCA_OPTIONS, TCA_U32_ACT, TCA_U32_SEL,
+    ETH_P_ALL, IFLA_MTU, INGRESS_HANDLE, NLM_F_CREATE, NLM_F_EXCL, RTM_DELQDISC, RTM_GETLINK, RTM_GETTFILTER,
+    RTM_NEWQDISC, RTM_NEWTFILTER, TC_ACT_STOLEN, TC_H_INGRESS, TC_U32_TERMINAL, TCA_ACT_KIND, TCA_ACT_OPTIONS,
+    TCA_EGRESS_REDIR, TCA_KIND, TCA_MIRRED_PARMS, TCA_OPTIONS, TCA_U32_ACT, TCA_U32_SEL,
 };
-use route_netlink::{LinkBody, Nest, Request, TrafficBody, attributes, number};
+use route_netlink::{LOOPBACK, LinkBody, Nest, Request, TrafficBody, attributes, number};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -27,8 +27,7 @@ pub fn connect(netlink: &mut Netlink, interface: &Interface) -> Result<File, Net
     let (tap, name) = tap::create().map_err(failed())?;
     silence(&name).map_err(failed())?;
     let index = nix::net::if_::if_nametoindex(name.as_str()).map_err(io::Error::from).map_err(failed())?;
-    let body = LinkBody { index, flags: IFF_UP, change: IFF_UP, ..LinkBody::default() };
-    let up = Request::change(RTM_NEWLINK, 0, &body.encode()).number(IFLA_MTU, interface.mtu.into());
+    let up = Request::bring_up(index).number(IFLA_MTU, interface.mtu.into());
     netlink.change(&up).map_err(failed())?;
     for (from, to) in [(interface.index, index), (index, interface.index)] {
         let failed = || NetworkError::system("redirect", format!("the frames of interface {}", interface.name));

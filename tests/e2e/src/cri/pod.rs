@@ -135,12 +135,6 @@ impl Pod {
         self.status().network.ip.clone()
     }
 
-    /// Every other address.
-    #[track_caller]
-    pub fn more_ips(&self) -> Vec<String> {
-        self.status().network.additional_ips.iter().map(|more| more.ip.clone()).collect()
-    }
-
     #[track_caller]
     pub fn stats(&self) -> PodSandboxStats {
         let response = call::<PodSandboxStatsResponse>("RuntimeService/PodSandboxStats", &self.request());
