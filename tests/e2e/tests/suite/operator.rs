@@ -68,7 +68,7 @@ fn the_installers_image_takes_bulkhead_off_a_node_and_puts_it_there() {
     ctr(&["image", "rm", image]).success();
 }
 
-/// As the DaemonSet of `deploy/install.yaml` runs it, but once.
+/// As the DaemonSet of `deploy/install/` runs it, but once.
 fn installer(image: &str, more: &[&str]) -> Finished {
     let restart = format!("touch {RESTARTED}");
     let mut line = vec!["run", "--rm", "--privileged", "--runtime", "io.containerd.runc.v2", "--mount"];
