@@ -22,12 +22,13 @@ const IO: &[&str] = &["libc", "nix", "tokio", "vmm-sys-util", "kvm-ioctls", "vm-
 
 const ZONES: &[Zone] = &[
     Zone { package: "agent-protocol", ours: &[], never: IO },
+    Zone { package: "cri-protocol", ours: &[], never: IO },
     Zone { package: "vmm-protocol", ours: &[], never: IO },
     Zone { package: "route-netlink", ours: &[], never: IO },
     Zone { package: "bulkhead-config", ours: &["vmm-protocol"], never: GUEST_MEMORY },
     Zone {
         package: "containerd-shim-bulkhead-v2",
-        ours: &["agent-protocol", "bulkhead-config", "route-netlink", "vmm-protocol"],
+        ours: &["agent-protocol", "bulkhead-config", "cri-protocol", "route-netlink", "vmm-protocol"],
         never: GUEST_MEMORY,
     },
     Zone { package: "bulkhead-vmm", ours: &["vmm-protocol"], never: &["tokio", "ttrpc", "containerd-shim-protos"] },

@@ -1,10 +1,10 @@
 //! The pod's configuration, as a sandbox's OCI specification: what the podsandbox controller would have written. Pure.
 
-use super::generated::cri::{NamespaceMode, PodSandboxConfig};
 use crate::error::TaskError;
 use crate::identifier::Identifier;
 use crate::sandbox::oci::{Linux, Namespace, Spec};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use cri_protocol::{NamespaceMode, PodSandboxConfig};
 use protobuf::Message;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -93,14 +93,15 @@ fn cgroups_path(parent: &str, id: &Identifier) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::generated::cri::{
-        LinuxPodSandboxConfig, NamespaceOption, Resources, SecurityContext, UserNamespace,
-    };
     use super::*;
     use crate::sandbox::check_pod;
+    use cri_protocol::{
+        LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption, UserNamespace,
+    };
 
     fn with(options: NamespaceOption) -> PodConfig {
-        let security_context = SecurityContext { namespace_options: Some(options).into(), ..Default::default() };
+        let security_context =
+            LinuxSandboxSecurityContext { namespace_options: Some(options).into(), ..Default::default() };
         let linux = LinuxPodSandboxConfig { security_context: Some(security_context).into(), ..Default::default() };
         PodConfig(PodSandboxConfig { linux: Some(linux).into(), ..Default::default() })
     }
@@ -137,8 +138,12 @@ mod tests {
 
     #[test]
     fn limits_cgroup_and_settings_are_those_of_the_pod() {
-        let resources =
-            Resources { cpu_period: 100_000, cpu_quota: 150_000, memory_limit_in_bytes: 1 << 30, ..Default::default() };
+        let resources = LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 150_000,
+            memory_limit_in_bytes: 1 << 30,
+            ..Default::default()
+        };
         let linux = LinuxPodSandboxConfig {
             cgroup_parent: "/kubepods/burstable/pod1/".to_owned(),
             sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),

@@ -1,9 +1,9 @@
 //! The files that a pod's containers share, made from the pod's configuration.
 
 use super::config::PodConfig;
-use super::generated::cri::DNSConfig;
 use crate::error::TaskError;
 use crate::sandbox::PodFiles;
+use cri_protocol::DNSConfig;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -55,8 +55,8 @@ fn read(path: &Path) -> Result<Vec<u8>, TaskError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::generated::cri::PodSandboxConfig;
     use super::*;
+    use cri_protocol::PodSandboxConfig;
 
     fn pod(dns: DNSConfig) -> PodConfig {
         PodConfig(PodSandboxConfig { dns_config: Some(dns).into(), ..Default::default() })

@@ -1,9 +1,11 @@
-use super::generated::cri::{LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, PodSandboxConfig, SecurityContext};
 use super::{api, services};
 use crate::task::tests::harness::{Bench, code, serve, soon};
 use containerd_shim_protos::protobuf::{Message, well_known_types::any::Any};
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::Client;
+use cri_protocol::{
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use std::time::Duration;
 use ttrpc::Code;
 use ttrpc::r#async::Server;
@@ -121,7 +123,8 @@ async fn calls_out_of_order_are_refused() {
 async fn a_pod_that_cannot_be_had_leaves_a_shim_that_can_be_shut_down() {
     let api = Api::new().await;
     let options = NamespaceOption { network: NamespaceMode::NODE.into(), ..Default::default() };
-    let security_context = SecurityContext { namespace_options: Some(options).into(), ..Default::default() };
+    let security_context =
+        LinuxSandboxSecurityContext { namespace_options: Some(options).into(), ..Default::default() };
     let linux = LinuxPodSandboxConfig { security_context: Some(security_context).into(), ..Default::default() };
     let config = PodSandboxConfig { linux: Some(linux).into(), ..Default::default() };
     let options = Any {
