@@ -30,10 +30,8 @@ impl Netlink {
         loop {
             let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
             for reply in replies(&answer[..length], self.sequence) {
-                match reply.map_err(io::Error::other)? {
-                    Reply::End(0) => return Ok(()),
-                    Reply::End(number) => return Err(io::Error::from_raw_os_error(number)),
-                    Reply::Object { .. } => {}
+                if reply? == Reply::End {
+                    return Ok(());
                 }
             }
         }

@@ -12,6 +12,7 @@ pub mod numbers;
 pub use body::{AddressBody, LinkBody, NeighbourBody, RouteBody, TrafficBody};
 
 use numbers::{IFF_UP, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, RTM_NEWLINK};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The loopback interface has the same index in every network namespace.
@@ -27,9 +28,9 @@ const ATTRIBUTE_HEADER: usize = 4;
 const ALIGNMENT: usize = 4;
 
 /// A datagram of the kernel that breaks its own rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[error("a netlink message is malformed")]
-pub struct Malformed;
+struct Malformed;
 
 /// A message to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,28 +125,29 @@ fn append(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
 /// One message of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply<'a> {
-    /// The end of a dump, or the acknowledgement of a change. Holds the error's number, zero for none.
-    End(i32),
+    /// The end of a dump, or the acknowledgement of a change.
+    End,
     /// One object of a dump.
     Object { kind: u16, payload: &'a [u8] },
 }
 
-/// The messages of a datagram that answer the request with this sequence number.
-pub fn replies(datagram: &[u8], sequence: u32) -> impl Iterator<Item = Result<Reply<'_>, Malformed>> {
+/// The messages of a datagram that answer the request with this sequence number. An error is the kernel's own, or says that
+/// the datagram is malformed.
+pub fn replies(datagram: &[u8], sequence: u32) -> impl Iterator<Item = io::Result<Reply<'_>>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         while !rest.is_empty() {
-            let result = split_message(&mut rest);
-            match result {
+            match split_message(&mut rest) {
                 Ok((number, _)) if number != sequence => {}
-                other => return Some(other.map(|(_, reply)| reply)),
+                Ok((_, reply)) => return Some(reply),
+                Err(malformed) => return Some(Err(io::Error::other(malformed))),
             }
         }
         None
     })
 }
 
-fn split_message<'a>(rest: &mut &'a [u8]) -> Result<(u32, Reply<'a>), Malformed> {
+fn split_message<'a>(rest: &mut &'a [u8]) -> Result<(u32, io::Result<Reply<'a>>), Malformed> {
     // After an error nothing that follows can be found.
     let bytes = std::mem::take(rest);
     let length = field(bytes, 0).map(u32::from_ne_bytes).ok_or(Malformed)? as usize;
@@ -154,12 +156,13 @@ fn split_message<'a>(rest: &mut &'a [u8]) -> Result<(u32, Reply<'a>), Malformed>
     let payload = bytes.get(HEADER..length).ok_or(Malformed)?;
     *rest = bytes.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
     let reply = match kind {
-        NLMSG_ERROR | NLMSG_DONE => match field(payload, 0) {
-            Some(number) => Reply::End(i32::from_ne_bytes(number).saturating_neg()),
-            None if kind == NLMSG_DONE => Reply::End(0),
+        NLMSG_ERROR | NLMSG_DONE => match field(payload, 0).map(i32::from_ne_bytes) {
+            Some(0) => Ok(Reply::End),
+            Some(number) => Err(io::Error::from_raw_os_error(number.saturating_neg())),
+            None if kind == NLMSG_DONE => Ok(Reply::End),
             None => return Err(Malformed),
         },
-        kind => Reply::Object { kind, payload },
+        kind => Ok(Reply::Object { kind, payload }),
     };
     Ok((sequence, reply))
 }

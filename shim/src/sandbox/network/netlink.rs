@@ -58,9 +58,8 @@ impl Netlink {
         loop {
             let length = recv(self.socket.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
             for reply in replies(&datagram[..length], self.sequence) {
-                match reply.map_err(io::Error::other)? {
-                    Reply::End(0) => return Ok(()),
-                    Reply::End(number) => return Err(io::Error::from_raw_os_error(number)),
+                match reply? {
+                    Reply::End => return Ok(()),
                     Reply::Object { kind, payload } => object(kind, payload),
                 }
             }
