@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::{Mounted, Server, possible};
+use support::{Mounted, Server};
 
 const INIT: u32 = 26;
 const LOOKUP: u32 = 1;
@@ -42,14 +42,14 @@ fn exchange(server: &Server, opcode: u32, node: u64, body: &[u8]) -> (i32, Vec<u
     (-i32::from_le_bytes(*reply[4..].first_chunk().unwrap()), reply[16..].to_vec())
 }
 
-fn started() -> Server {
-    let server = Server::start();
+fn started() -> Option<Server> {
+    let server = Server::start()?;
     let mut body = Vec::new();
     for word in [7_u32, 31, 131_072, 0] {
         body.extend(word.to_le_bytes());
     }
     assert_eq!(exchange(&server, INIT, 0, &body).0, 0);
-    server
+    Some(server)
 }
 
 fn proc(server: &Server, name: &str) -> PathBuf {
@@ -78,10 +78,7 @@ fn statuses(server: &Server) -> Vec<String> {
 
 #[test]
 fn each_thread_is_confined() {
-    if !possible("each_thread_is_confined") {
-        return;
-    }
-    let server = started();
+    let Some(server) = started() else { return };
     let statuses = statuses(&server);
     assert_eq!(statuses.len(), 4);
     for status in statuses {
@@ -99,10 +96,7 @@ fn each_thread_is_confined() {
 
 #[test]
 fn the_root_has_the_share_and_nothing_else() {
-    if !possible("the_root_has_the_share_and_nothing_else") {
-        return;
-    }
-    let server = started();
+    let Some(server) = started() else { return };
     let root = proc(&server, "root");
     let mut names: Vec<_> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
@@ -121,10 +115,7 @@ fn the_root_has_the_share_and_nothing_else() {
 
 #[test]
 fn open_files_are_accounted_for() {
-    if !possible("open_files_are_accounted_for") {
-        return;
-    }
-    let server = started();
+    let Some(server) = started() else { return };
     let targets: Vec<_> = fs::read_dir(proc(&server, "fd"))
         .unwrap()
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
@@ -143,10 +134,7 @@ fn open_files_are_accounted_for() {
 
 #[test]
 fn names_that_lead_elsewhere_are_refused() {
-    if !possible("names_that_lead_elsewhere_are_refused") {
-        return;
-    }
-    let server = started();
+    let Some(server) = started() else { return };
     fs::write(server.share().join("inside"), "").unwrap();
     for name in ["..", ".", "", "../x", "a/b", "/", "/etc", "../../../../etc/passwd"] {
         let name = [name.as_bytes(), b"\0"].concat();
@@ -164,10 +152,7 @@ fn names_that_lead_elsewhere_are_refused() {
 
 #[test]
 fn symbolic_links_are_not_followed() {
-    if !possible("symbolic_links_are_not_followed") {
-        return;
-    }
-    let server = started();
+    let Some(server) = started() else { return };
     std::os::unix::fs::symlink("/proc/1/root", server.share().join("link")).unwrap();
     let (error, entry) = exchange(&server, LOOKUP, ROOT, b"link\0");
     assert_eq!(error, 0);
@@ -178,10 +163,7 @@ fn symbolic_links_are_not_followed() {
 
 #[test]
 fn malformed_packets_do_not_stop_the_server() {
-    if !possible("malformed_packets_do_not_stop_the_server") {
-        return;
-    }
-    let server = started();
+    let Some(server) = started() else { return };
     server.send(&[1]);
     server.send(&[0xff; 39]);
     server.send(&[0xff; 40]);
@@ -221,10 +203,7 @@ fn drain(server: &Server) {
 
 #[test]
 fn sizes_that_the_guest_makes_up_cost_nothing() {
-    if !possible("sizes_that_the_guest_makes_up_cost_nothing") {
-        return;
-    }
-    let server = started();
+    let Some(server) = started() else { return };
     fs::write(server.share().join("file"), vec![7; 1 << 20]).unwrap();
     let (_, entry) = exchange(&server, LOOKUP, ROOT, b"file\0");
     let node = u64::from_le_bytes(*entry.first_chunk().unwrap());
@@ -242,10 +221,7 @@ fn sizes_that_the_guest_makes_up_cost_nothing() {
 
 #[test]
 fn mounts_made_later_appear_and_read_only_ones_stay_so() {
-    if !possible("mounts_made_later_appear_and_read_only_ones_stay_so") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     let volume = tempfile::tempdir().unwrap();
     fs::write(volume.path().join("file"), "volume").unwrap();
     // A bind mount copies the flags of the mount that it copies, and so does its copy in the server. A flag that is
@@ -272,10 +248,7 @@ fn mounts_made_later_appear_and_read_only_ones_stay_so() {
 
 #[test]
 fn files_of_different_file_systems_differ() {
-    if !possible("files_of_different_file_systems_differ") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     let mut numbers = Vec::new();
     for name in ["one", "two"] {
         fs::create_dir(share.host(name)).unwrap();
@@ -292,10 +265,8 @@ fn files_of_different_file_systems_differ() {
 
 #[test]
 fn the_server_ends_with_its_socket() {
-    if !possible("the_server_ends_with_its_socket") {
-        return;
-    }
-    assert!(started().close().success());
+    let Some(server) = started() else { return };
+    assert!(server.close().success());
 }
 
 #[test]
@@ -307,10 +278,7 @@ fn bad_arguments_are_one_sentence() {
 
 #[test]
 fn a_container_that_is_gone_is_let_go_of_when_the_guest_looks_again() {
-    if !possible("a_container_that_is_gone_is_let_go_of_when_the_guest_looks_again") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     let root = share.host("container/rootfs");
     fs::create_dir_all(&root).unwrap();
     mount(Some("test"), &root, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();

@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
-use support::{Mounted, possible, run};
+use support::{Mounted, run};
 
 /// A tree with files of many lengths, links, modes and names.
 fn make_tree(root: &Path) {
@@ -31,10 +31,7 @@ fn make_tree(root: &Path) {
 
 #[test]
 fn a_tree_is_copied_and_archived_exactly() {
-    if !possible("a_tree_is_copied_and_archived_exactly") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     let source = tempfile::tempdir().unwrap();
     make_tree(source.path());
     run("cp", &[&"-a", &source.path(), &share.path("copy")]);
@@ -57,10 +54,7 @@ fn a_tree_is_copied_and_archived_exactly() {
 
 #[test]
 fn a_big_file_keeps_its_bytes_and_travels_in_big_requests() {
-    if !possible("a_big_file_keeps_its_bytes_and_travels_in_big_requests") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     let block: Vec<u8> = (0..1 << 20).map(|byte: u32| (byte.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let mut file = File::create(share.path("big")).unwrap();
     let mut written = Sha256::new();
@@ -87,10 +81,7 @@ fn a_big_file_keeps_its_bytes_and_travels_in_big_requests() {
 
 #[test]
 fn a_large_directory_lists_each_entry_once() {
-    if !possible("a_large_directory_lists_each_entry_once") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     fs::create_dir(share.host("many")).unwrap();
     for index in 0..10_000 {
         File::create(share.host(&format!("many/a rather long name of entry {index}"))).unwrap();
@@ -107,10 +98,7 @@ fn a_large_directory_lists_each_entry_once() {
 
 #[test]
 fn entries_of_all_kinds_are_made_renamed_and_removed() {
-    if !possible("entries_of_all_kinds_are_made_renamed_and_removed") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     run("mkfifo", &[&share.path("fifo")]);
     run("mknod", &[&share.path("device"), &"c", &"1", &"3"]);
     let socket = std::os::unix::net::UnixListener::bind(share.path("socket")).unwrap();
@@ -136,10 +124,7 @@ fn entries_of_all_kinds_are_made_renamed_and_removed() {
 
 #[test]
 fn an_unlinked_file_lives_while_it_is_open() {
-    if !possible("an_unlinked_file_lives_while_it_is_open") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(share.path("file")).unwrap();
     file.write_all(b"before").unwrap();
     fs::remove_file(share.path("file")).unwrap();
@@ -155,10 +140,7 @@ fn an_unlinked_file_lives_while_it_is_open() {
 
 #[test]
 fn files_are_appended_truncated_and_sparse() {
-    if !possible("files_are_appended_truncated_and_sparse") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     fs::write(share.path("file"), "one").unwrap();
     let mut file = OpenOptions::new().append(true).open(share.path("file")).unwrap();
     file.write_all(b" two").unwrap();
@@ -176,10 +158,7 @@ fn files_are_appended_truncated_and_sparse() {
 
 #[test]
 fn owners_modes_and_times_are_kept() {
-    if !possible("owners_modes_and_times_are_kept") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     fs::write(share.path("file"), "").unwrap();
     run("chown", &[&"1234:5678", &share.path("file")]);
     run("chmod", &[&"2640", &share.path("file")]);
@@ -196,10 +175,7 @@ fn owners_modes_and_times_are_kept() {
 
 #[test]
 fn extended_attributes_are_kept_also_of_capabilities() {
-    if !possible("extended_attributes_are_kept_also_of_capabilities") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     fs::write(share.path("file"), "").unwrap();
     let path = share.path("file");
     let script = "
@@ -225,10 +201,7 @@ os.removexattr(handle.fileno(), 'user.one')
 
 #[test]
 fn a_user_creates_files_with_the_rights_of_all_its_groups() {
-    if !possible("a_user_creates_files_with_the_rights_of_all_its_groups") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     // The user must be able to reach the mount at all.
     fs::set_permissions(share.path("").parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
     for (name, mode) in [("of-group", 0o770), ("of-others", 0o700)] {
@@ -248,10 +221,7 @@ fn a_user_creates_files_with_the_rights_of_all_its_groups() {
 
 #[test]
 fn a_write_takes_set_user_rights_away() {
-    if !possible("a_write_takes_set_user_rights_away") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     fs::set_permissions(share.path("").parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
     fs::write(share.path("program"), "old").unwrap();
     fs::set_permissions(share.path("program"), Permissions::from_mode(0o6777)).unwrap();
@@ -262,10 +232,7 @@ fn a_write_takes_set_user_rights_away() {
 
 #[test]
 fn many_threads_work_at_once() {
-    if !possible("many_threads_work_at_once") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     std::thread::scope(|scope| {
         for worker in 0..8 {
             let share = &share;
@@ -289,10 +256,7 @@ fn many_threads_work_at_once() {
 
 #[test]
 fn locks_are_taken_and_awaited() {
-    if !possible("locks_are_taken_and_awaited") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     let file = File::create(share.path("lock")).unwrap();
     file.lock().unwrap();
     let held = Command::new("flock").args(["-n"]).arg(share.path("lock")).arg("true").status().unwrap();
@@ -303,10 +267,7 @@ fn locks_are_taken_and_awaited() {
 
 #[test]
 fn what_only_the_guest_changes_is_not_asked_for_again() {
-    if !possible("what_only_the_guest_changes_is_not_asked_for_again") {
-        return;
-    }
-    let share = Mounted::start();
+    let Some(share) = Mounted::start() else { return };
     for name in ["container/rootfs", "container/mounts/0"] {
         fs::create_dir_all(share.host(name)).unwrap();
         let flags = nix::mount::MsFlags::empty();

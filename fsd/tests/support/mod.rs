@@ -26,19 +26,23 @@ pub struct Server {
     socket: Option<Arc<OwnedFd>>,
 }
 
-/// True where these tests can run; says so and counts where they cannot.
-pub fn possible(test: &str) -> bool {
+/// True where a server can run; says so and counts where it cannot.
+fn possible() -> bool {
     static SKIPPED: AtomicUsize = AtomicUsize::new(0);
     if geteuid().is_root() && Path::new("/dev/fuse").exists() {
         return true;
     }
     let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-    eprintln!("SKIPPED ({count}): {test} needs root and /dev/fuse");
+    eprintln!("SKIPPED ({count}): needs root and /dev/fuse");
     false
 }
 
 impl Server {
-    pub fn start() -> Self {
+    /// `None` where the test has to be skipped.
+    pub fn start() -> Option<Self> {
+        if !possible() {
+            return None;
+        }
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -56,7 +60,7 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Self { directory, process, socket: Some(Arc::new(ours)) }
+        Some(Self { directory, process, socket: Some(Arc::new(ours)) })
     }
 
     /// The served directory, on the host's side.
@@ -105,8 +109,9 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    pub fn start() -> Self {
-        let server = Server::start();
+    /// `None` where the test has to be skipped.
+    pub fn start() -> Option<Self> {
+        let server = Server::start()?;
         let mount_point = server.directory.path().join("mounted");
         std::fs::create_dir(&mount_point).unwrap();
         let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
@@ -124,7 +129,7 @@ impl Mounted {
             largest.fetch_max(length, Ordering::Relaxed);
         };
         relay(device, Arc::clone(server.socket.as_ref().unwrap()), count);
-        Self { mount: mount_point, largest_request, requests, server }
+        Some(Self { mount: mount_point, largest_request, requests, server })
     }
 
     /// A path in the mounted share.
