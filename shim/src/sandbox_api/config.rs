@@ -15,6 +15,11 @@ const TYPE: &str = "runtime.v1.PodSandboxConfig";
 /// What systemd's unit for the pod's containers is named after.
 const SYSTEMD_PREFIX: &str = "cri-containerd";
 
+/// What containerd 2 sets for every pod that does not say otherwise (`enable_unprivileged_ports`, `enable_unprivileged_icmp`):
+/// low ports and ping are for every user.
+const DEFAULT_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
 /// Annotations that are containerd's own.
 const CRI_ANNOTATIONS: &str = "io.kubernetes.cri.";
 
@@ -38,7 +43,7 @@ impl PodConfig {
         let linux = Linux {
             cgroups_path: cgroups_path(&config.linux.cgroup_parent, id),
             namespaces: self.namespaces(netns),
-            sysctl: config.linux.sysctls.clone().into_iter().collect(),
+            sysctl: self.sysctls(),
             resources: self.resources(),
             ..Linux::default()
         };
@@ -48,6 +53,13 @@ impl PodConfig {
             linux: Some(linux),
             ..Spec::default()
         }
+    }
+
+    fn sysctls(&self) -> BTreeMap<String, String> {
+        let defaults = DEFAULT_SYSCTLS.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let mut all = BTreeMap::from(defaults);
+        all.extend(self.0.linux.sysctls.clone());
+        all
     }
 
     /// What the CRI plugin would say of the pod is not for the pod to say.
@@ -158,6 +170,20 @@ mod tests {
         assert_eq!(linux.sysctl["net.ipv4.ip_forward"], "1");
         assert_eq!(linux.resources["cpu"]["quota"], 150_000);
         assert_eq!(linux.resources["memory"]["limit"], 1 << 30);
+    }
+
+    #[test]
+    fn low_ports_and_ping_are_for_every_user_unless_the_pod_says_otherwise() {
+        let sysctls = |given: &[(&str, &str)]| {
+            let sysctls = given.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let linux = LinuxPodSandboxConfig { sysctls, ..Default::default() };
+            let config = PodSandboxConfig { linux: Some(linux).into(), ..Default::default() };
+            let sysctls = PodConfig(config).spec(&id(), "").linux.unwrap().sysctl;
+            sysctls.into_values().collect::<Vec<_>>()
+        };
+        assert_eq!(sysctls(&[]), ["0", "0 2147483647"]);
+        assert_eq!(sysctls(&[("net.ipv4.ip_unprivileged_port_start", "1024")]), ["1024", "0 2147483647"]);
+        assert_eq!(sysctls(&[("net.ipv4.ping_group_range", "1 0")]), ["0", "1 0"]);
     }
 
     #[test]

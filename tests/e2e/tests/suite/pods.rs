@@ -1,6 +1,6 @@
 //! What the containers of a pod share, and how a pod ends.
 
-use e2e::cri::messages::{ContainerState, DNSConfig, NamespaceMode};
+use e2e::cri::messages::{ContainerState, DNSConfig, Int64Value, NamespaceMode};
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use e2e::vmm::Vmm;
@@ -11,7 +11,7 @@ crate::for_each_sandboxer!(
     processes_are_a_containers_own_or_its_targets,
     containers_share_their_processes_when_asked,
     a_lost_machine_ends_its_pod,
-    namespaces_of_the_node_are_refused
+    what_a_microvm_cannot_give_is_refused
 );
 
 const FOREVER: [&str; 2] = ["/bin/sleep", "3600"];
@@ -24,7 +24,8 @@ fn containers_share_memory_names_and_network(sandboxer: Sandboxer) {
         options: vec!["ndots:5".into()],
         ..Default::default()
     };
-    let pod = Pod::new("shared", sandboxer).config(|config| config.dns_config = Some(dns).into()).run();
+    let pod = Pod::new("shared", sandboxer).annotation("io.bulkhead.memory_mib", "200");
+    let pod = pod.config(|config| config.dns_config = Some(dns).into()).run();
     let first = pod.container("first", BUSYBOX).command(&FOREVER).start();
     let second = pod.container("second", BUSYBOX).command(&FOREVER).start();
 
@@ -45,8 +46,22 @@ fn containers_share_memory_names_and_network(sandboxer: Sandboxer) {
         assert_eq!(resolv_conf, "search pods.test\nnameserver 192.0.2.53\noptions ndots:5\n");
         assert!(container.shell("cat /etc/hosts").stdout().contains("localhost"));
     }
+    // The annotation has reached the machine.
+    let total = first.shell("awk '/MemTotal/ { print $2 }' /proc/meminfo").stdout();
+    let mebibytes = total.trim().parse::<u32>().expect("a number") / 1024;
+    assert!((150..200).contains(&mebibytes), "{mebibytes} MiB");
     drop(pod);
     assert_nothing_left_since(&before);
+}
+
+fn low_ports_are_for_every_user(pod: &Pod) {
+    let server = pod.container("low", BUSYBOX).shell("exec httpd -f -p 80 -h /").security(|security| {
+        security.run_as_user = Some(Int64Value { value: 1000, ..Default::default() }).into();
+        security.capabilities.mut_or_insert_default().drop_capabilities = vec!["ALL".into()];
+    });
+    let server = server.start();
+    eventually("port 80 answers", || server.shell("wget -q -O - http://127.0.0.1/etc/hostname").stdout() == "shared\n");
+    assert_eq!(server.shell("id -u; grep CapEff /proc/self/status").stdout(), "1000\nCapEff:\t0000000000000000\n");
 }
 
 fn processes_are_a_containers_own_or_its_targets(sandboxer: Sandboxer) {
@@ -121,7 +136,7 @@ fn a_lost_machine_ends_its_pod(sandboxer: Sandboxer) {
 }
 
 /// Before anything boots, in one sentence.
-fn namespaces_of_the_node_are_refused(sandboxer: Sandboxer) {
+fn what_a_microvm_cannot_give_is_refused(sandboxer: Sandboxer) {
     let before = Traces::now();
     let pod = |name| Pod::new(name, sandboxer);
     let node = || NamespaceMode::NODE.into();
@@ -137,6 +152,13 @@ fn namespaces_of_the_node_are_refused(sandboxer: Sandboxer) {
     ] {
         let refusal = pod.try_run().expect_err("it is refused").to_string();
         assert!(refusal.contains(&format!("a microVM cannot share the node's {what}")), "{refusal}");
+    }
+    for (key, value, words) in [
+        ("io.bulkhead.vcpus", "many", "many"),
+        ("io.bulkhead.kernel", "/tmp/vmlinux", "annotation io.bulkhead.kernel is not known"),
+    ] {
+        let refusal = pod("annotated").annotation(key, value).try_run().expect_err("it is refused").to_string();
+        assert!(refusal.contains(key) && refusal.contains(words), "{refusal}");
     }
     assert_nothing_left_since(&before);
 }
