@@ -76,7 +76,8 @@ calls! {
     pause(ContainerRequest) -> Empty, Some(DEFAULT);
     resume(ContainerRequest) -> Empty, Some(DEFAULT);
     list_processes(ContainerRequest) -> ListProcessesResponse, Some(Duration::from_secs(10));
-    stats(ContainerRequest) -> StatsResponse, Some(Duration::from_secs(10));
+    /// containerd asks one container after the other: a guest that does not answer holds up all pods of the node.
+    stats(ContainerRequest) -> StatsResponse, Some(Duration::from_secs(3));
     update(UpdateRequest) -> Empty, Some(DEFAULT);
     release_device(ReleaseDeviceRequest) -> Empty, Some(Duration::from_secs(5));
     /// Has no deadline: ends with an event or with the microVM.
@@ -134,6 +135,13 @@ mod tests {
         let error = agent.signal(&SignalRequest::default()).await.unwrap_err();
         assert_eq!(error, AgentError::Deadline { call: "signal", limit });
         assert_eq!(error.to_string(), "the guest did not answer signal within 5 s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_says_nothing_holds_up_metrics_for_seconds_only() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let error = Agent::new(ours).stats(&ContainerRequest::default()).await.unwrap_err();
+        assert_eq!(error, AgentError::Deadline { call: "stats", limit: Duration::from_secs(3) });
     }
 
     #[tokio::test]
