@@ -21,6 +21,9 @@ pub(super) fn create(
     if id != sandbox.pod.id {
         return Err(TaskError::Invalid(format!("this shim is that of pod sandbox {}, not of {id}", sandbox.pod.id)));
     }
+    if !request.rootfs.is_empty() {
+        return Err(TaskError::Invalid("a pod sandbox runs nothing and cannot have a root filesystem".to_owned()));
+    }
     let prepared = prepare(sandbox, &id, request)?;
     let mut created = false;
     sandbox.life.send_if_modified(|life| {

@@ -3,6 +3,7 @@ use crate::task::tests::harness::{Bench, code, serve, soon};
 use containerd_shim_protos::protobuf::{Message, well_known_types::any::Any};
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::Client;
+use containerd_shim_protos::types::mount::Mount;
 use cri_protocol::{
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
 };
@@ -117,6 +118,16 @@ async fn calls_out_of_order_are_refused() {
     assert_eq!(code(api.client.stop_sandbox(soon(), &other).await), Code::NOT_FOUND);
     assert_eq!(code(call!(api, sandbox_metrics, SandboxMetricsRequest)), Code::UNIMPLEMENTED);
     assert_eq!(code(api.bench.create("web", "{}").await), Code::INVALID_ARGUMENT, "it would need a second microVM");
+}
+
+#[tokio::test]
+async fn a_root_filesystem_for_the_sandbox_itself_is_refused() {
+    let api = Api::new().await;
+    let rootfs = vec![Mount { type_: "overlay".to_owned(), ..Default::default() }];
+    let request = api::CreateSandboxRequest { sandbox_id: "web".to_owned(), rootfs, ..Default::default() };
+    let error = api.client.create_sandbox(soon(), &request).await.unwrap_err().to_string();
+    assert!(error.contains("cannot have a root filesystem"), "{error}");
+    call!(api, create_sandbox, CreateSandboxRequest).unwrap();
 }
 
 #[tokio::test]
