@@ -155,7 +155,7 @@ mod tests {
             (TaskError::Invalid("x".into()), Code::INVALID_ARGUMENT),
             (TaskError::Unsupported("checkpoint"), Code::UNIMPLEMENTED),
             (TaskError::Bundle(BundleError::NoSandboxId), Code::INVALID_ARGUMENT),
-            (SpecError::TooLittleMemory(8).into(), Code::INVALID_ARGUMENT),
+            (SpecError::Unsupported("x".into()).into(), Code::INVALID_ARGUMENT),
             (TaskError::Sandbox(SandboxError::NoKvm), Code::FAILED_PRECONDITION),
             (TaskError::Sandbox(SandboxError::Gone("x".into())), Code::UNAVAILABLE),
             (TaskError::Sandbox(SandboxError::Deadline { operation: "x".into(), limit }), Code::DEADLINE_EXCEEDED),

@@ -8,6 +8,7 @@ use super::host::{Host, SandboxDirectory, create_directories};
 use super::id::SandboxId;
 use super::lines::{self, Source};
 use super::network::{self, PodNetwork};
+use super::size::{Node, Size};
 use super::state::Record;
 use super::vmm::Vmm;
 use super::{Inner, PodFiles, SandboxError, SandboxSpec, uid};
@@ -123,6 +124,7 @@ struct Started {
 struct Prepared {
     cgroup: Cgroup,
     uid: u32,
+    size: Size,
     network: PodNetwork,
 }
 
@@ -133,24 +135,25 @@ async fn prepare_and_start(
     resources: Resources,
 ) -> Result<Started, SandboxError> {
     let prepared = {
-        let (host, spec, first_uid) = (host.clone(), spec.clone(), config.first_uid);
+        let (host, spec, config) = (host.clone(), spec.clone(), config.clone());
         // The kernel may take its time for a cgroup.
-        super::attach::blocking(move || prepare(&host, &spec, first_uid)).await?
+        super::attach::blocking(move || prepare(&host, &spec, &config)).await?
     };
     let started = timeout(BOOT, start(host, spec, config, resources, prepared)).await;
     started.unwrap_or_else(|_| Err(SandboxError::deadline("booting the guest", BOOT)))
 }
 
 /// The record comes first.
-fn prepare(host: &Host, spec: &SandboxSpec, first_uid: u32) -> Result<Prepared, SandboxError> {
+fn prepare(host: &Host, spec: &SandboxSpec, config: &Config) -> Result<Prepared, SandboxError> {
     let directory = host.directory(&spec.id);
     let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup, &spec.id);
     Record { cgroup: spec.cgroup.clone(), made: cgroup.missing_parents(), netns: spec.netns.clone() }
         .write(&directory)?;
-    let uid = uid::allocate(&host.uids(), first_uid, &spec.id, &directory.owner())?;
+    let uid = uid::allocate(&host.uids(), config.first_uid, &spec.id, &directory.owner())?;
     cgroup.create()?;
     let network = spec.netns.as_deref().map(network::connect).transpose()?.unwrap_or_default();
-    Ok(Prepared { cgroup, uid, network })
+    let size = spec.size.on(&Node::read(&host.cgroups, &spec.cgroup), config);
+    Ok(Prepared { cgroup, uid, size, network })
 }
 
 async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
@@ -174,12 +177,12 @@ async fn start(
     resources: Resources,
     prepared: Prepared,
 ) -> Result<Started, SandboxError> {
-    let Prepared { cgroup, uid, network } = prepared;
+    let Prepared { cgroup, uid, size, network } = prepared;
     let vmm = Vmm::spawn(host, &cgroup, spec.oom_score)?;
     let (console, console_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
     lines::forward(console, Source::Console { debug: config.debug })?;
-    let machine = machine(spec, config, uid);
+    let machine = machine(size, config, uid);
     let descriptors = [resources.kvm.into(), resources.kernel.into(), resources.root_image.into(), console_writer];
     vmm.boot(machine, &descriptors, BOOT).await?;
     // The console's log ends with the VMM.
@@ -192,12 +195,12 @@ async fn start(
 }
 
 /// Slots are positions in the order of `descriptors` above.
-fn machine(spec: &SandboxSpec, config: &Config, uid: u32) -> Machine {
+fn machine(size: Size, config: &Config, uid: u32) -> Machine {
     Machine {
         version: vmm_protocol::VERSION.to_owned(),
         jail: Jail { uid, gid: uid },
-        vcpus: spec.vcpus,
-        memory_mib: spec.memory_mib,
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
         command_line: if config.debug { "ignore_loglevel".to_owned() } else { String::new() },
         kvm: FdSlot(0),
         kernel: FdSlot(1),

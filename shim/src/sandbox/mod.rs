@@ -32,6 +32,7 @@ mod process;
 mod rootfs;
 mod share;
 mod shared;
+mod size;
 mod spec;
 mod state;
 mod uid;
@@ -42,6 +43,7 @@ pub use attach::ContainerPlan;
 pub use error::SandboxError;
 pub use guest_spec::{check_pod, guest_process, guest_resources};
 pub use shared::Pod as SharedPod;
+pub use size::{POD_MEMORY, POD_PERIOD, POD_QUOTA, memory_limit};
 pub use spec::{PodFiles, SandboxSpec, SpecError, check_annotations};
 
 use crate::identifier::Identifier;

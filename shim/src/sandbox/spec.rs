@@ -1,29 +1,16 @@
-//! What to boot, from the pod's OCI specification and the node's configuration. Pure.
+//! What to boot, from the pod's OCI specification. Pure.
 
 use super::cgroup;
 use super::id::SandboxId;
 use super::oci::{Linux, Spec};
+use super::size::{MEMORY, VCPUS, Wanted};
 use crate::identifier::Identifier;
-use bulkhead_config::Config;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
 /// Annotations that are ours.
 const PREFIX: &str = "io.bulkhead.";
-const MEMORY: &str = "io.bulkhead.memory_mib";
-const VCPUS: &str = "io.bulkhead.vcpus";
-
-/// The sums of a pod's container limits, as kubelet sends them and containerd notes them on the sandbox. Zero and less: not
-/// every container has one.
-const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
-const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
-
-/// What the guest's kernel and agent need besides a container's memory limit, in MiB.
-const GUEST_OVERHEAD_MIB: u64 = 64;
-
-const MIB: u64 = 1 << 20;
 
 /// Linux's limit for host names.
 const MAX_HOSTNAME: usize = 64;
@@ -37,8 +24,7 @@ pub struct SandboxSpec {
     pub(super) hostname: String,
     /// For the containers to share. `None`: containerd mounts its own.
     pub(super) files: Option<PodFiles>,
-    pub(super) memory_mib: u32,
-    pub(super) vcpus: u8,
+    pub(super) size: Wanted,
     /// Kernel settings that are to hold in the guest itself.
     pub(super) sysctls: BTreeMap<String, String>,
     /// Relative to the root of the cgroup hierarchy.
@@ -64,8 +50,6 @@ pub enum SpecError {
     UnknownAnnotation(String),
     #[error("annotation {key} must be a number from {low} to {high}, not {found:?}")]
     Annotation { key: &'static str, low: u32, high: u32, found: String },
-    #[error("a microVM with {0} MiB of memory cannot boot: {MIN_MEMORY_MIB} MiB is the least")]
-    TooLittleMemory(u64),
     #[error("linux.cgroupsPath {0:?} is not a path below the cgroup hierarchy")]
     CgroupsPath(String),
     #[error("mount {destination}: {reason}")]
@@ -79,7 +63,7 @@ pub enum SpecError {
 
 impl SandboxSpec {
     /// `spec` is the sandbox's, or that of a container that is alone in its sandbox.
-    pub fn from_oci(namespace: &Identifier, id: &Identifier, spec: &Spec, config: &Config) -> Result<Self, SpecError> {
+    pub fn from_oci(namespace: &Identifier, id: &Identifier, spec: &Spec) -> Result<Self, SpecError> {
         check_annotations(spec)?;
         let id = SandboxId::new(namespace, id);
         let linux = spec.linux.clone().unwrap_or_default();
@@ -87,8 +71,7 @@ impl SandboxSpec {
         Ok(Self {
             hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
             files: None,
-            memory_mib: memory(spec, &linux, config)?,
-            vcpus: vcpus(spec, &linux, config)?,
+            size: Wanted::from_oci(spec, &linux)?,
             netns: netns(&linux),
             sysctls: linux.sysctl,
             cgroup: cgroup::location(&linux.cgroups_path, &id)?,
@@ -129,51 +112,11 @@ pub fn check_annotations(spec: &Spec) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn annotation(spec: &Spec, key: &'static str, low: u32, high: u32) -> Result<Option<u32>, SpecError> {
+pub(super) fn annotation(spec: &Spec, key: &'static str, low: u32, high: u32) -> Result<Option<u32>, SpecError> {
     let Some(text) = spec.annotations.get(key) else { return Ok(None) };
     match text.parse().ok().filter(|number| (low..=high).contains(number)) {
         Some(number) => Ok(Some(number)),
         None => Err(SpecError::Annotation { key, low, high, found: text.chars().take(64).collect() }),
-    }
-}
-
-/// A number that containerd wrote.
-fn pod_limit(spec: &Spec, key: &str) -> Option<i64> {
-    spec.annotations.get(key)?.parse().ok()
-}
-
-/// The annotation, else what the pod's or the container's limit needs, else the node's default.
-fn memory(spec: &Spec, linux: &Linux, config: &Config) -> Result<u32, SpecError> {
-    if let Some(mib) = annotation(spec, MEMORY, MIN_MEMORY_MIB, MAX_MEMORY_MIB)? {
-        return Ok(mib);
-    }
-    // Zero and negative limits mean "none".
-    let limit = || linux.resources.get("memory").and_then(|memory| memory.get("limit")?.as_i64());
-    let limit = pod_limit(spec, POD_MEMORY).or_else(limit);
-    let mib = match limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|&bytes| bytes > 0) {
-        Some(bytes) => bytes.div_ceil(MIB) + GUEST_OVERHEAD_MIB,
-        None => u64::from(config.memory_mib),
-    };
-    if mib < u64::from(MIN_MEMORY_MIB) {
-        return Err(SpecError::TooLittleMemory(mib));
-    }
-    Ok(u32::try_from(mib).unwrap_or(MAX_MEMORY_MIB).min(MAX_MEMORY_MIB))
-}
-
-/// The annotation, else what the pod's or the container's quota can use, else the node's default.
-fn vcpus(spec: &Spec, linux: &Linux, config: &Config) -> Result<u8, SpecError> {
-    if let Some(vcpus) = annotation(spec, VCPUS, 1, u32::from(MAX_VCPUS))? {
-        return Ok(u8::try_from(vcpus).unwrap_or(MAX_VCPUS));
-    }
-    let cpu = |of_pod, key| {
-        let limit = || linux.resources.get("cpu").and_then(|cpu| cpu.get(key)?.as_i64());
-        u64::try_from(pod_limit(spec, of_pod).or_else(limit)?).ok()
-    };
-    match (cpu(POD_QUOTA, "quota"), cpu(POD_PERIOD, "period")) {
-        (Some(quota @ 1..), Some(period @ 1..)) => {
-            Ok(u8::try_from(quota.div_ceil(period)).unwrap_or(MAX_VCPUS).min(MAX_VCPUS))
-        }
-        _ => Ok(config.vcpus),
     }
 }
 
@@ -184,50 +127,12 @@ mod tests {
 
     fn parse(spec: Value) -> Result<SandboxSpec, SpecError> {
         let spec = serde_json::from_value(spec).unwrap();
-        SandboxSpec::from_oci(&"default".parse().unwrap(), &"pod".parse().unwrap(), &spec, &Config::default())
+        SandboxSpec::from_oci(&"default".parse().unwrap(), &"pod".parse().unwrap(), &spec)
     }
 
     #[test]
-    fn an_empty_specification_gives_the_nodes_defaults() {
-        let spec = parse(json!({})).unwrap();
-        assert_eq!((spec.memory_mib, spec.vcpus, spec.hostname.as_str()), (512, 1, "pod"));
-    }
-
-    #[test]
-    fn limits_size_the_machine() {
-        let resources = json!({"memory": {"limit": 100 * MIB + 1}, "cpu": {"quota": 150_000, "period": 100_000}});
-        let spec = parse(json!({"linux": {"resources": resources}})).unwrap();
-        assert_eq!((spec.memory_mib, spec.vcpus), (101 + 64, 2));
-    }
-
-    #[test]
-    fn a_pod_is_sized_by_the_limits_of_all_its_containers() {
-        let pod = |memory: &str, quota: &str| {
-            let spec = parse(json!({
-                "annotations": {POD_MEMORY: memory, POD_QUOTA: quota, POD_PERIOD: "100000"},
-                "linux": {"resources": {"memory": {"limit": MIB}, "cpu": {"shares": 2}}},
-            }));
-            spec.map(|spec| (spec.memory_mib, spec.vcpus)).unwrap()
-        };
-        assert_eq!(pod("314572800", "250000"), (300 + 64, 3));
-        assert_eq!(pod("0", "0"), (512, 1));
-        assert_eq!(pod("-1", "-1"), (512, 1));
-    }
-
-    #[test]
-    fn no_limit_is_spelled_in_several_ways() {
-        for limit in [json!(0), json!(-1), Value::Null] {
-            let resources = json!({"memory": {"limit": limit}, "cpu": {"quota": -1, "period": 100_000}});
-            let spec = parse(json!({"linux": {"resources": resources}})).unwrap();
-            assert_eq!((spec.memory_mib, spec.vcpus), (512, 1));
-        }
-    }
-
-    #[test]
-    fn huge_limits_end_at_what_a_machine_can_have() {
-        let resources = json!({"memory": {"limit": i64::MAX}, "cpu": {"quota": i64::MAX, "period": 1}});
-        let spec = parse(json!({"linux": {"resources": resources}})).unwrap();
-        assert_eq!((spec.memory_mib, spec.vcpus), (MAX_MEMORY_MIB, MAX_VCPUS));
+    fn a_host_without_a_name_is_called_as_its_pod() {
+        assert_eq!(parse(json!({})).unwrap().hostname, "pod");
     }
 
     #[test]
@@ -245,16 +150,6 @@ mod tests {
     fn a_pods_sysctls_are_the_guests() {
         let spec = parse(json!({"linux": {"sysctl": {"net.ipv4.ip_forward": "1"}}})).unwrap();
         assert_eq!(spec.sysctls, [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into());
-    }
-
-    #[test]
-    fn annotations_come_before_limits() {
-        let spec = parse(json!({
-            "annotations": {"io.bulkhead.memory_mib": "256", "io.bulkhead.vcpus": "4", "io.kubernetes.cri.x": "y"},
-            "linux": {"resources": {"memory": {"limit": MIB}}},
-        }));
-        let spec = spec.unwrap();
-        assert_eq!((spec.memory_mib, spec.vcpus), (256, 4));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use crate::error::TaskError;
 use crate::identifier::Identifier;
 use crate::sandbox::oci::{Linux, Namespace, Spec};
+use crate::sandbox::{POD_MEMORY, POD_PERIOD, POD_QUOTA};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use cri_protocol::{NamespaceMode, PodSandboxConfig};
 use protobuf::Message;
-use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -44,7 +44,6 @@ impl PodConfig {
             cgroups_path: cgroups_path(&config.linux.cgroup_parent, id),
             namespaces: self.namespaces(netns),
             sysctl: self.sysctls(),
-            resources: self.resources(),
             ..Linux::default()
         };
         Spec {
@@ -65,7 +64,18 @@ impl PodConfig {
     /// What the CRI plugin would say of the pod is not for the pod to say.
     fn annotations(&self) -> BTreeMap<String, String> {
         let all = self.0.annotations.clone().into_iter();
-        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).collect()
+        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).chain(self.limits()).collect()
+    }
+
+    /// As the CRI plugin says it.
+    fn limits(&self) -> Vec<(String, String)> {
+        let Some(limits) = self.0.linux.resources.as_ref() else { return Vec::new() };
+        let sums = [
+            (POD_MEMORY, limits.memory_limit_in_bytes),
+            (POD_QUOTA, limits.cpu_quota),
+            (POD_PERIOD, limits.cpu_period),
+        ];
+        sums.map(|(key, sum)| (key.to_owned(), sum.to_string())).into()
     }
 
     /// Those of the node are not in the list.
@@ -83,13 +93,6 @@ impl PodConfig {
         ];
         let wanted = all.into_iter().filter(|(_, wanted, _)| *wanted);
         wanted.map(|(kind, _, path)| Namespace { kind: kind.to_owned(), path: path.to_owned() }).collect()
-    }
-
-    fn resources(&self) -> Map<String, Value> {
-        let limits = &self.0.linux.resources;
-        let cpu = json!({"quota": limits.cpu_quota, "period": limits.cpu_period});
-        let memory = json!({"limit": limits.memory_limit_in_bytes});
-        [("cpu".to_owned(), cpu), ("memory".to_owned(), memory)].into_iter().collect()
     }
 }
 
@@ -168,8 +171,8 @@ mod tests {
         let linux = spec.linux.unwrap();
         assert_eq!((spec.hostname.as_str(), linux.cgroups_path.as_str()), ("web", "/kubepods/burstable/pod1/p1"));
         assert_eq!(linux.sysctl["net.ipv4.ip_forward"], "1");
-        assert_eq!(linux.resources["cpu"]["quota"], 150_000);
-        assert_eq!(linux.resources["memory"]["limit"], 1 << 30);
+        let sums = [POD_MEMORY, POD_QUOTA, POD_PERIOD].map(|key| spec.annotations[key].as_str());
+        assert_eq!(sums, ["1073741824", "150000", "100000"]);
     }
 
     #[test]

@@ -46,6 +46,6 @@ fn prepare(sandbox: &PodSandbox, id: &Identifier, request: &api::CreateSandboxRe
     sandbox::check_pod(&spec)?;
     let config = RuntimeOptions::from_any(&sandbox.options)?.config()?;
     let files = files::of_pod(&pod, &spec.hostname, Path::new(NODES_RESOLV_CONF))?;
-    let spec = SandboxSpec::from_oci(&sandbox.pod.namespace, id, &spec, &config)?.with_files(files);
+    let spec = SandboxSpec::from_oci(&sandbox.pod.namespace, id, &spec)?.with_files(files);
     Ok(Prepared { spec, config })
 }

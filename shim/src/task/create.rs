@@ -118,7 +118,7 @@ async fn boot(pod: &Arc<Pod>, id: &Identifier, spec: &Spec, options: &Any) -> Re
         return Err(TaskError::Invalid(format!("pod {id} has its microVM already")));
     }
     let config = RuntimeOptions::from_any(options)?.config()?;
-    let spec = SandboxSpec::from_oci(&pod.namespace, id, spec, &config)?;
+    let spec = SandboxSpec::from_oci(&pod.namespace, id, spec)?;
     Ok(pod.boot(spec, &config).await?)
 }
 
