@@ -1,6 +1,7 @@
 //! What the end-to-end tests share. They run inside a node VM (tests/README.md), as root, against the node's own
 //! containerd, and drive it through `ctr`, as an operator would, or through CRI, as kubelet does.
 
+pub mod cni;
 pub mod container;
 pub mod cri;
 pub mod leaks;

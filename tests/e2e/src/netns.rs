@@ -1,22 +1,21 @@
-//! Network namespaces with the interfaces that CNI plugins make, as containerd would have them made for a pod.
+//! Network namespaces of the node: a pod's, which CNI filled, or one of the test's own.
 
 use crate::container::Finished;
 use nix::sched::{CloneFlags, setns};
-use serde_json::{Value, json};
 use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Where Debian has the plugins.
-const PLUGINS: &str = "/usr/lib/cni";
+/// Where namespaces have names.
+const NAMES: &str = "/run/netns";
 
-/// A namespace with a name, and what plugins made in it. Removed with everything when the test ends.
+/// A namespace with a name.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
-    added: Vec<(String, Value)>,
+    /// Removed with everything in it when the test ends.
+    own: bool,
 }
 
 /// Runs a program of the node; its failure is the test's.
@@ -30,22 +29,29 @@ pub fn try_run(line: &[&str]) -> Finished {
     output.unwrap_or_else(|error| panic!("{line:?}: {error}")).into()
 }
 
-impl Default for Netns {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Netns {
-    pub fn new() -> Self {
+    /// One of the test's own, with nothing in it.
+    #[track_caller]
+    pub fn empty() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("e2e-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         run(&["ip", "netns", "add", &name]);
-        Self { name, added: Vec::new() }
+        Self { name, own: true }
+    }
+
+    /// The one where an interface has this address.
+    #[track_caller]
+    pub fn with_address(address: &str) -> Self {
+        let here = |name: &String| {
+            let shown = try_run(&["ip", "-n", name, "-o", "address"]).stdout();
+            shown.contains(&format!(" {address}/"))
+        };
+        let name = names().into_iter().find(here).unwrap_or_else(|| panic!("no namespace has {address}"));
+        Self { name, own: false }
     }
 
     pub fn path(&self) -> PathBuf {
-        PathBuf::from("/run/netns").join(&self.name)
+        PathBuf::from(NAMES).join(&self.name)
     }
 
     /// The flag of `ctr run` that starts a container in it.
@@ -53,37 +59,20 @@ impl Netns {
         format!("network:{}", self.path().display())
     }
 
-    /// Has a plugin make an interface.
-    #[track_caller]
-    pub fn add(mut self, interface: &str, config: Value) -> Self {
-        self.plugin("ADD", interface, &config);
-        self.added.push((interface.to_owned(), config));
-        self
-    }
-
-    fn plugin(&self, command: &str, interface: &str, config: &Value) {
-        let plugin = config["type"].as_str().expect("a plugin's name");
-        let mut child = Command::new(format!("{PLUGINS}/{plugin}"))
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", &self.name)
-            .env("CNI_NETNS", self.path())
-            .env("CNI_IFNAME", interface)
-            .env("CNI_PATH", PLUGINS)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the plugin is installed");
-        let stdin = child.stdin.take().expect("stdin is piped");
-        (&stdin).write_all(config.to_string().as_bytes()).expect("the plugin reads its configuration");
-        drop(stdin);
-        let finished = Finished::from(child.wait_with_output().expect("the plugin ends"));
-        assert!(finished.code == 0 || command == "DEL", "{plugin} {command}: {}", finished.stdout());
-    }
-
     /// A program of the node, run in the namespace.
     #[track_caller]
     pub fn run(&self, line: &[&str]) -> String {
         run(&[&["ip", "netns", "exec", self.name.as_str()], line].concat())
+    }
+
+    /// Gives it `eth0` with 10.76.0.2, a link to the node, which has 10.76.0.1.
+    #[track_caller]
+    pub fn link_to_the_node(&self) {
+        run(&["ip", "link", "add", "e2e-link", "type", "veth", "peer", "name", "eth0", "netns", &self.name]);
+        run(&["ip", "address", "add", "10.76.0.1/24", "dev", "e2e-link"]);
+        run(&["ip", "link", "set", "e2e-link", "up"]);
+        self.run(&["ip", "address", "add", "10.76.0.2/24", "dev", "eth0"]);
+        self.run(&["ip", "link", "set", "eth0", "up"]);
     }
 
     /// Does something of this process in the namespace.
@@ -97,6 +86,7 @@ impl Netns {
     }
 
     /// The address of one interface in a family: `-4` or `-6`.
+    #[track_caller]
     pub fn address(&self, interface: &str, family: &str) -> String {
         let shown = self.run(&["ip", family, "-o", "address", "show", "dev", interface, "scope", "global"]);
         let address = shown.split_whitespace().nth(3).and_then(|address| address.split('/').next());
@@ -106,42 +96,20 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        for (interface, config) in &self.added {
-            self.plugin("DEL", interface, config);
+        if self.own {
+            try_run(&["ip", "netns", "delete", &self.name]);
         }
-        try_run(&["ip", "netns", "delete", &self.name]);
     }
 }
 
-/// A bridge with both families, a default route and an MTU of its own.
-pub fn bridge() -> Value {
-    json!({
-        "cniVersion": "1.0.0", "name": "e2e-bridge", "type": "bridge", "bridge": "e2e0",
-        "isGateway": true, "ipMasq": false, "mtu": 1400,
-        "ipam": {
-            "type": "host-local", "dataDir": "/run/e2e-cni",
-            "ranges": [[{ "subnet": "10.77.0.0/16" }], [{ "subnet": "fd77::/64" }]],
-            "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
-        },
-    })
-}
-
-/// A link to the node alone.
-pub fn ptp() -> Value {
-    json!({
-        "cniVersion": "1.0.0", "name": "e2e-ptp", "type": "ptp",
-        "ipam": {
-            "type": "host-local", "dataDir": "/run/e2e-cni",
-            "ranges": [[{ "subnet": "10.78.0.0/24" }]], "routes": [{ "dst": "10.99.0.0/16" }],
-        },
-    })
+fn names() -> Vec<String> {
+    let names = std::fs::read_dir(NAMES).into_iter().flatten().flatten();
+    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Interfaces and ingress disciplines in every named namespace, for the search for leaks.
 pub(crate) fn contents() -> Vec<String> {
-    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.flat_map(|name| contents_of(&name)).collect()
+    names().iter().flat_map(|name| contents_of(name)).collect()
 }
 
 fn contents_of(name: &str) -> Vec<String> {

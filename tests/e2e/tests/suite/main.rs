@@ -12,6 +12,8 @@ mod hot_plug;
 mod isolation;
 mod lifecycle;
 mod network;
+mod network_bad_input;
+mod network_forward;
 mod operator;
 mod pod_services;
 mod pod_workloads;
