@@ -87,7 +87,7 @@ pub(super) async fn boot(
     create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
     let claim = claim(&directory, &id)?;
     match prepare_and_start(&host, &spec, config, resources).await {
-        Ok(Started { cgroup, vmm, agent, listeners }) => {
+        Ok(Started { cgroup, memory_mib, vmm, agent, listeners }) => {
             let inner = Inner {
                 host,
                 _claim: claim,
@@ -95,6 +95,7 @@ pub(super) async fn boot(
                 directory,
                 cgroup,
                 oom_score: spec.oom_score,
+                memory_mib,
                 vmm,
                 agent,
                 file_server: OnceCell::new(),
@@ -115,6 +116,7 @@ pub(super) async fn boot(
 
 struct Started {
     cgroup: Cgroup,
+    memory_mib: u32,
     vmm: Vmm,
     agent: Agent,
     listeners: Option<Listeners>,
@@ -191,7 +193,7 @@ async fn start(
     let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
     configure(&agent, spec).await?;
     let listeners = network::plug(&vmm, &agent, network, sysctls(spec, true).collect()).await?;
-    Ok(Started { cgroup, vmm, agent, listeners })
+    Ok(Started { cgroup, memory_mib: size.memory_mib, vmm, agent, listeners })
 }
 
 /// Slots are positions in the order of `descriptors` above.

@@ -125,6 +125,7 @@ struct Inner {
     directory: SandboxDirectory,
     cgroup: Cgroup,
     oom_score: u16,
+    memory_mib: u32,
     vmm: Vmm,
     agent: Agent,
     /// Runs since the first container that needed it.
@@ -159,6 +160,11 @@ impl Sandbox {
     /// The VMM's process id on the node: the pid that containerd gets for every process of the pod.
     pub fn vmm_pid(&self) -> u32 {
         self.inner.vmm.pid()
+    }
+
+    /// The guest's memory.
+    pub fn memory_mib(&self) -> u32 {
+        self.inner.memory_mib
     }
 
     /// Holds the reason once the microVM is gone, whatever ended it.

@@ -21,6 +21,7 @@ pub trait Boot: Debug + Send + Sync {
 pub trait MicroVm: Debug + Send + Sync {
     fn agent(&self) -> &Agent;
     fn vmm_pid(&self) -> u32;
+    fn memory_mib(&self) -> u32;
     fn stopped(&self) -> watch::Receiver<Option<String>>;
     async fn open_stream(&self, hello: &Hello) -> Result<UnixStream, SandboxError>;
     async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError>;
@@ -48,6 +49,10 @@ impl MicroVm for Sandbox {
 
     fn vmm_pid(&self) -> u32 {
         self.vmm_pid()
+    }
+
+    fn memory_mib(&self) -> u32 {
+        self.memory_mib()
     }
 
     fn stopped(&self) -> watch::Receiver<Option<String>> {

@@ -208,6 +208,10 @@ impl MicroVm for FakeVm {
         4242
     }
 
+    fn memory_mib(&self) -> u32 {
+        512
+    }
+
     fn stopped(&self) -> watch::Receiver<Option<String>> {
         self.guest.stopped.subscribe()
     }

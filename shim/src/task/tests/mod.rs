@@ -339,6 +339,21 @@ async fn updated_resources_are_the_guests_like_those_at_creation() {
 }
 
 #[tokio::test]
+async fn a_limit_that_the_microvm_cannot_reach_is_refused() {
+    let bench = Bench::new().await;
+    bench.run("web").await;
+    let limit = |bytes: u64| format!(r#"{{"memory":{{"limit":{bytes}}}}}"#);
+    bench.update("web", &limit(512 << 20)).await.unwrap();
+    let error = bench.update("web", &limit((512 << 20) + 1)).await.unwrap_err().to_string();
+    assert!(error.contains("a limit of 513 MiB is more than the microVM's 512 MiB"), "{error}");
+    // As the container was created, and containerd repeats it.
+    let spec = format!(r#"{{"ociVersion":"1.1.0","linux":{{"resources":{}}}}}"#, limit(1 << 30));
+    std::fs::write(bench.directory.path().join("web/config.json"), spec).unwrap();
+    bench.update("web", &limit(1 << 30)).await.unwrap();
+    assert_eq!(code(bench.update("web", &limit(2 << 30)).await), Code::INVALID_ARGUMENT);
+}
+
+#[tokio::test]
 async fn a_pod_that_wants_what_is_the_nodes_does_not_boot() {
     let bench = Bench::new().await;
     let request = bench.request("web", SANDBOX);
