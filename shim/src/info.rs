@@ -18,7 +18,8 @@ pub fn version() -> String {
 pub fn info(input: &[u8]) -> protobuf::Result<Vec<u8>> {
     let features = serde_json::json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.0",
+        // That of the guest's crun. containerd writes newer ones, and what crun does not know of them is refused by its name.
+        "ociVersionMax": "1.1.0",
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
             "cgroup": { "v1": false, "v2": true, "systemd": false },
