@@ -3,6 +3,9 @@
 //! Host paths are replaced or refused; nothing that the node's client asked for is dropped in silence, except what has no
 //! meaning inside a microVM (each case says why).
 
+mod hooks;
+mod known;
+
 use super::devices;
 use super::labels;
 use super::mount::TreeOptions;
@@ -39,7 +42,8 @@ fn host_mount(index: usize, mount: &SpecMount) -> Result<HostMount, SpecError> {
     if !mount.source.is_absolute() {
         return Err(refused(mount, "its source is not an absolute path"));
     }
-    if has(&["idmap", "ridmap"]) || mount.other.contains_key("uidMappings") {
+    let mapped = ["uidMappings", "gidMappings"].iter().any(|key| mount.other.get(*key).is_some_and(is_set));
+    if has(&["idmap", "ridmap"]) || mapped {
         return Err(refused(mount, "id-mapped mounts are not supported"));
     }
     if has(&["shared", "rshared"]) {
@@ -83,17 +87,16 @@ pub fn check_pod(spec: &Spec) -> Result<(), SpecError> {
 }
 
 fn check_kind(spec: &Spec) -> Result<(), SpecError> {
-    if spec.hooks.values().any(|hooks| hooks.as_array().is_none_or(|hooks| !hooks.is_empty())) {
-        return unsupported("OCI hooks are programs of the node and cannot run for a microVM");
-    }
+    hooks::check(&spec.hooks)?;
     if spec.other.contains_key("vm") || spec.other.contains_key("windows") {
         return unsupported("the specification is not one of a Linux container");
     }
-    Ok(())
+    known::check_spec(spec)
 }
 
 /// An `exec`'s process, or a container's first.
 pub fn guest_process(mut process: Process) -> Result<Process, SpecError> {
+    known::check_process(&process)?;
     labels::take(&mut process)?;
     Ok(process)
 }
@@ -116,6 +119,7 @@ fn guest_mounts(mounts: &[SpecMount], sources: &[String]) -> Result<Vec<SpecMoun
 }
 
 fn guest_linux(mut linux: Linux) -> Result<Linux, SpecError> {
+    known::check_linux(&linux)?;
     check_namespaces(&linux)?;
     // Containers share the guest's network. A path names a namespace of the node: the sandbox's, which is the guest's own.
     linux.namespaces.retain(|namespace| namespace.kind != "network" && namespace.path.is_empty());
@@ -132,12 +136,21 @@ fn guest_linux(mut linux: Linux) -> Result<Linux, SpecError> {
             return unsupported(what);
         }
     }
-    if linux.other.get("seccomp").is_some_and(|seccomp| seccomp.get("listenerPath").is_some_and(is_set)) {
+    if linux.other.get("seccomp").is_some_and(asks_listener) {
         return unsupported("a seccomp listener is a socket of the node and cannot be reached from a microVM");
     }
     devices::check(&linux.devices)?;
     guest_resources(&mut linux.resources)?;
     Ok(linux)
+}
+
+/// Whether a seccomp profile leaves the decision about a system call to another program.
+fn asks_listener(profile: &Value) -> bool {
+    let notifies = |rule: &Value, key: &str| rule.get(key).and_then(Value::as_str) == Some("SCMP_ACT_NOTIFY");
+    let mut rules = profile.get("syscalls").and_then(Value::as_array).into_iter().flatten();
+    profile.get("listenerPath").is_some_and(is_set)
+        || notifies(profile, "defaultAction")
+        || rules.any(|rule| notifies(rule, "action"))
 }
 
 fn check_namespaces(linux: &Linux) -> Result<(), SpecError> {
@@ -163,6 +176,7 @@ fn check_namespaces(linux: &Linux) -> Result<(), SpecError> {
 
 /// The `linux.resources` of a container that is created or updated, as the guest is to see them.
 pub fn guest_resources(resources: &mut Map<String, Value>) -> Result<(), SpecError> {
+    known::check_resources(resources)?;
     // Both name CPUs and memory nodes of the node, which the guest does not have.
     if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
         cpu.remove("cpus");

@@ -101,13 +101,21 @@ fn host_mounts_get_their_place_in_the_share() {
 fn what_a_microvm_cannot_give_is_refused_in_one_sentence() {
     let bind =
         |options: Value| json!({"mounts": [{"destination": "/d", "type": "bind", "source": "/s", "options": options}]});
+    let mapped = |key: &str| {
+        let mount = json!({"destination": "/d", "type": "bind", "source": "/s", key: [{"hostID": 1}]});
+        json!({"mounts": [mount]})
+    };
     let without = |kind: &str| {
         let all = ["pid", "ipc", "uts", "mount", "network"];
         let namespaces: Vec<_> = all.iter().filter(|other| **other != kind).map(|kind| json!({"type": kind})).collect();
         json!({"linux": {"namespaces": namespaces}})
     };
     let cases = [
-        (json!({"hooks": {"prestart": [{"path": "/x"}]}}), "OCI hooks"),
+        (json!({"hooks": {"prestart": [{"path": "/x"}]}}), "prestart hook /x is a program of the node"),
+        (json!({"process": {"commandLine": "sh"}}), "process.commandLine of the specification is not known"),
+        (json!({"linux": {"memoryPolicy": {"mode": "x"}}}), "linux.memoryPolicy of the specification is not known"),
+        (json!({"linux": {"resources": {"x": 1}}}), "linux.resources.x of the specification is not known"),
+        (json!({"solaris": {"milestone": "x"}}), "solaris of the specification is not known"),
         (without("network"), "no network namespace"),
         (without("pid"), "no pid namespace"),
         (without("ipc"), "no ipc namespace"),
@@ -119,10 +127,14 @@ fn what_a_microvm_cannot_give_is_refused_in_one_sentence() {
         (json!({"linux": {"resources": {"hugepageLimits": [{"pageSize": "2MB", "limit": 5}]}}}), "huge pages (2MB)"),
         (json!({"linux": {"intelRdt": {"closID": "x"}}}), "Intel RDT"),
         (json!({"linux": {"seccomp": {"listenerPath": "/x.sock"}}}), "seccomp listener"),
+        (json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}}), "seccomp listener"),
+        (json!({"linux": {"seccomp": {"syscalls": [{"action": "SCMP_ACT_NOTIFY"}]}}}), "seccomp listener"),
         (json!({"linux": {"resources": {"blockIO": {"throttleReadBpsDevice": [{"major": 8}]}}}}), "block I/O"),
         (json!({"mounts": [{"destination": "/d", "type": "nfs", "source": "x"}]}), "mount /d: type \"nfs\""),
         (bind(json!(["rbind", "rshared"])), "mount /d: mounts made in a microVM"),
         (bind(json!(["bind", "idmap"])), "mount /d: id-mapped"),
+        (mapped("uidMappings"), "mount /d: id-mapped"),
+        (mapped("gidMappings"), "mount /d: id-mapped"),
         (json!({"mounts": [{"destination": "/d", "type": "bind", "source": "s"}]}), "not an absolute path"),
     ];
     for (changes, words) in cases {
