@@ -58,9 +58,9 @@ impl fmt::Display for Report {
 /// Which tests to run.
 #[derive(Args)]
 pub struct Choice {
-    /// Only end-to-end tests whose name contains this.
+    /// Only end-to-end tests whose name contains this; may be given several times.
     #[arg(long)]
-    filter: Option<String>,
+    filter: Vec<String>,
     /// Also the tests that take many minutes, and pods by both of containerd's ways on both editions: more than an hour.
     /// They are counted as skipped otherwise.
     #[arg(long)]
@@ -71,7 +71,7 @@ pub struct Choice {
 pub fn run(node: &mut NodeVm, choice: &Choice, progress: &mut dyn Write) -> Result<Report> {
     let all = list(node, "")?;
     let too_long = if choice.long { Vec::new() } else { list(node, "--ignored")? };
-    let chosen = |name: &&String| choice.filter.as_ref().is_none_or(|part| name.contains(part));
+    let chosen = |name: &&String| choice.filter.is_empty() || choice.filter.iter().any(|part| name.contains(part));
     let (skipped, names): (Vec<&String>, Vec<&String>) =
         all.iter().filter(chosen).partition(|name| too_long.contains(name));
 
