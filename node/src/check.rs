@@ -1,5 +1,7 @@
 //! `bulkhead check`: one line for each thing that a pod needs, in plain words.
 
+mod networking;
+
 use crate::containerd;
 use crate::install::read;
 use crate::layout::{FILES, Layout};
@@ -22,6 +24,7 @@ pub fn report(layout: &Layout) -> (bool, String) {
     let findings = [
         ("hardware virtualization", kvm(layout)),
         ("control groups", cgroups(layout)),
+        ("networking", networking::check(layout)),
         ("installed files", files(layout)),
         ("config.toml", config(layout)),
         ("containerd", containerd_version(layout)),
