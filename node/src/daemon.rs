@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! install ─► restart containerd, if its configuration changed ─► check ─► label the node ─► check again each minute …
+//!    ╰─ failed ─► take the label away ─► end
 //! --remove:  take the label away ─► uninstall, once no pod runs ─► restart containerd ─► wait for the end
 //! ```
 //!
@@ -46,8 +47,12 @@ pub fn run(layout: &Layout, options: &Options) -> Result<bool> {
 }
 
 fn keep(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &End) -> Result<bool> {
-    install::install(layout, false)?;
-    restart_containerd(layout, &options.restart)?;
+    let installed = install::install(layout, false).and_then(|()| restart_containerd(layout, &options.restart));
+    if installed.is_err() {
+        // The node may have been ready before, and be left between two versions now.
+        label(cluster, false);
+    }
+    installed?;
     let mut told = String::new();
     loop {
         let (good, report) = check::report(layout);
@@ -116,5 +121,25 @@ impl End {
     fn comes_within_interval(&self) -> Result<bool> {
         let mut wanted = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         Ok(poll(&mut wanted, PollTimeout::from(INTERVAL)).context("cannot wait for signals")? > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::tests::{AUTHORITY, account, cluster, server};
+
+    #[test]
+    fn a_node_that_cannot_be_upgraded_loses_its_label() {
+        let (port, server) = server("HTTP/1.1 200 OK\r\n\r\n{}");
+        let account = account(AUTHORITY);
+        let root = tempfile::tempdir().unwrap();
+        let options = Options { restart: "true".into(), remove: false, once: true };
+        let cluster = cluster(port, account.path());
+        // The test's program is not part of a bundle.
+        let error = keep(&Layout::new(root.path()), &options, Some(&cluster), &End::new().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("bundle"), "{error:#}");
+        let asked = server.join().unwrap();
+        assert!(asked.ends_with("{\"bulkhead.io/ready\":null}}}"), "{asked}");
     }
 }

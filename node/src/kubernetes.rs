@@ -113,4 +113,4 @@ fn read(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 #[path = "kubernetes_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -5,12 +5,12 @@ use std::net::TcpListener;
 use std::thread::JoinHandle;
 
 /// An authority and the certificate of 127.0.0.1 that it signed, good for a hundred years.
-const AUTHORITY: &str = include_str!("../testdata/ca.crt");
+pub(crate) const AUTHORITY: &str = include_str!("../testdata/ca.crt");
 const CERTIFICATE: &str = include_str!("../testdata/server.crt");
 const KEY: &str = include_str!("../testdata/server.key");
 
 /// Answers one connection with `answer`, and returns what was asked.
-fn server(answer: &'static str) -> (u16, JoinHandle<String>) {
+pub(crate) fn server(answer: &'static str) -> (u16, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let certificate = CertificateDer::from_pem_slice(CERTIFICATE.as_bytes()).unwrap();
@@ -35,14 +35,14 @@ fn server(answer: &'static str) -> (u16, JoinHandle<String>) {
     (port, std::thread::spawn(serve))
 }
 
-fn account(authority: &str) -> tempfile::TempDir {
+pub(crate) fn account(authority: &str) -> tempfile::TempDir {
     let account = tempfile::tempdir().unwrap();
     fs::write(account.path().join("token"), "secret\n").unwrap();
     fs::write(account.path().join("ca.crt"), authority).unwrap();
     account
 }
 
-fn cluster(port: u16, account: &Path) -> Cluster {
+pub(crate) fn cluster(port: u16, account: &Path) -> Cluster {
     let variable = |name: &str| match name {
         "KUBERNETES_SERVICE_HOST" => Some("127.0.0.1".to_owned()),
         "KUBERNETES_SERVICE_PORT" => Some(port.to_string()),
