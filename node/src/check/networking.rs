@@ -44,10 +44,11 @@ fn find(layout: &Layout, release: &str) -> Finding {
 
 /// Whether a list of module files has a module: `kernel/net/sched/cls_u32.ko.xz: …`.
 fn names(list: &str, module: &str) -> bool {
-    let file =
-        |line: &str| line.split(':').next().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned();
-    let name = |file: String| file.split('.').next().unwrap_or_default().replace('-', "_");
-    list.lines().any(|line| name(file(line)) == module)
+    list.lines().any(|line| {
+        let path = line.split(':').next().unwrap_or_default();
+        let file = path.rsplit('/').next().unwrap_or_default();
+        file.split('.').next().unwrap_or_default().replace('-', "_") == module
+    })
 }
 
 #[cfg(test)]
