@@ -22,7 +22,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn checked(hooks: Value) -> Result<(), String> {
+    fn checked(hooks: &Value) -> Result<(), String> {
         check(hooks.as_object().unwrap()).map_err(|error| error.to_string())
     }
 
@@ -30,18 +30,18 @@ mod tests {
     fn a_hook_is_refused_by_kind_and_path() {
         let hooks = json!({"createRuntime": [{"path": "/usr/bin/cdi", "args": ["x"]}], "prestart": []});
         assert_eq!(
-            checked(hooks).unwrap_err(),
+            checked(&hooks).unwrap_err(),
             "createRuntime hook /usr/bin/cdi is a program of the node and cannot run for a microVM"
         );
         for malformed in [json!({"poststop": "x"}), json!({"poststop": [7]}), json!({"poststop": [{"path": null}]})] {
-            assert!(checked(malformed).unwrap_err().starts_with("poststop hook without a path is"));
+            assert!(checked(&malformed).unwrap_err().starts_with("poststop hook without a path is"));
         }
-        let sentence = checked(json!({"prestart": [{"path": "\n".repeat(5000)}]})).unwrap_err();
+        let sentence = checked(&json!({"prestart": [{"path": "\n".repeat(5000)}]})).unwrap_err();
         assert!(sentence.len() < 500 && !sentence.contains('\n'), "{sentence}");
     }
 
     #[test]
     fn no_hooks_are_spelled_in_several_ways() {
-        assert_eq!(checked(json!({"prestart": [], "poststart": null})), Ok(()));
+        assert_eq!(checked(&json!({"prestart": [], "poststart": null})), Ok(()));
     }
 }
