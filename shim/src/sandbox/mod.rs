@@ -44,7 +44,7 @@ pub use error::SandboxError;
 pub use guest_spec::{check_pod, guest_process, guest_resources};
 pub use shared::Pod as SharedPod;
 pub use size::{POD_MEMORY, POD_PERIOD, POD_QUOTA, memory_limit};
-pub use spec::{PodFiles, SandboxSpec, SpecError, check_annotations};
+pub use spec::{PodFiles, SandboxSpec, SpecError, check_annotations, oom_score};
 
 use crate::identifier::Identifier;
 use agent_protocol::STREAM_PORT;
@@ -165,6 +165,15 @@ impl Sandbox {
     /// The guest's memory.
     pub fn memory_mib(&self) -> u32 {
         self.inner.memory_mib
+    }
+
+    /// How early the microVM goes when the node runs out of memory.
+    pub fn set_oom_score(&self, score: u16) {
+        for process in [self.inner.vmm.process()].into_iter().chain(self.inner.file_server.get()) {
+            if let Err(error) = process.set_oom_score(score) {
+                tracing::warn!(pid = process.pid(), score, %error, "the OOM score is not set");
+            }
+        }
     }
 
     /// Holds the reason once the microVM is gone, whatever ended it.

@@ -10,7 +10,7 @@ use super::lines::{self, Forwarding, Source};
 use nix::fcntl::OFlag;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -22,6 +22,8 @@ use tokio::sync::{Notify, watch};
 #[derive(Clone, Debug)]
 pub(super) struct Process {
     pid: u32,
+    /// `oom_score_adj`, open: whatever gets the pid later, it is this process's.
+    score: Arc<File>,
     kill: Arc<Notify>,
     ended: watch::Receiver<Option<String>>,
 }
@@ -54,16 +56,25 @@ impl Process {
         let pid = child.id().ok_or_else(|| failed(io::Error::other("it ended at once")))?;
         // Until it is reaped, which is not before the end of this function, the pid is its own.
         let score = format!("/proc/{pid}/oom_score_adj");
-        std::fs::write(&score, program.oom_score.to_string()).map_err(SandboxError::host("write", &score))?;
+        let score = File::options().write(true).open(&score).map_err(SandboxError::host("open", &score))?;
+        write_score(&score, program.oom_score).map_err(SandboxError::host("write", "oom_score_adj"))?;
         let log = lines::forward(log, Source::Program(program.name))?;
         let kill = Arc::new(Notify::new());
         let (sender, ended) = watch::channel(None);
         tokio::spawn(reap(program.name, child, Arc::clone(&kill), log, sender));
-        Ok(Self { pid, kill, ended })
+        Ok(Self { pid, score: Arc::new(score), kill, ended })
     }
 
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// How early it goes when the node runs out of memory, from now on. A process that has ended is fine.
+    pub fn set_oom_score(&self, score: u16) -> io::Result<()> {
+        match write_score(&self.score, score) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            result => result,
+        }
     }
 
     /// SIGKILL, once. Signals nobody when the process has been reaped.
@@ -75,6 +86,10 @@ impl Process {
     pub fn ended(&self) -> watch::Receiver<Option<String>> {
         self.ended.clone()
     }
+}
+
+fn write_score(mut file: &File, score: u16) -> io::Result<()> {
+    file.write_all(score.to_string().as_bytes())
 }
 
 /// Between fork and exec.

@@ -95,7 +95,7 @@ fn netns(linux: &Linux) -> Option<PathBuf> {
 
 /// Never below 0: whoever may protect a process of the node from the OOM killer cannot protect a tenant's memory with it.
 /// A pod sandbox asks for -998, as its process would be a tiny one.
-fn oom_score(spec: &Spec) -> u16 {
+pub fn oom_score(spec: &Spec) -> u16 {
     let asked = spec.process.as_ref().and_then(|process| process.other.get("oomScoreAdj")?.as_i64());
     u16::try_from(asked.unwrap_or(0).max(0)).unwrap_or(MAX_OOM_SCORE).min(MAX_OOM_SCORE)
 }

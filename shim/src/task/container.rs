@@ -25,6 +25,8 @@ pub struct Container {
     pub owns_vm: bool,
     /// Stands for its pod: its process is never run, no container exists in the guest.
     pub is_sandbox: bool,
+    /// How early it would go when the node runs out of memory.
+    pub oom_score: u16,
     pub init: Arc<Process>,
     execs: Mutex<HashMap<Identifier, Arc<Process>>>,
 }
@@ -42,13 +44,20 @@ pub struct Process {
 }
 
 impl Container {
-    pub fn new(id: Identifier, bundle: PathBuf, vmm: u32, role: &Role, stdio: Stdio) -> Result<Self, TaskError> {
+    pub fn new(
+        id: Identifier,
+        bundle: PathBuf,
+        vmm: u32,
+        role: &Role,
+        stdio: Stdio,
+        oom_score: u16,
+    ) -> Result<Self, TaskError> {
         let init = Arc::new(Process::new(id.clone(), None, stdio));
         let owns_vm = matches!(role, Role::Alone | Role::Sandbox);
         let node_pid = if owns_vm { None } else { Some(NodePid::new().map_err(TaskError::NodePid)?) };
         let pid = node_pid.as_ref().map_or(vmm, |thread| thread.number);
         let (is_sandbox, execs) = (*role == Role::Sandbox, Mutex::default());
-        Ok(Self { id, bundle, pid, _node_pid: node_pid, owns_vm, is_sandbox, init, execs })
+        Ok(Self { id, bundle, pid, _node_pid: node_pid, owns_vm, is_sandbox, oom_score, init, execs })
     }
 
     pub fn process(&self, exec: &str) -> Result<Arc<Process>, TaskError> {

@@ -48,7 +48,7 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
         Role::Member { .. } => pod.vm()?,
         Role::Alone | Role::Sandbox => boot(&pod, &id, &spec, &request.options).await?,
     };
-    let container = Arc::new(Container::new(id, bundle, vm.vmm_pid(), &role, stdio)?);
+    let container = Arc::new(Container::new(id, bundle, vm.vmm_pid(), &role, stdio, sandbox::oom_score(&spec))?);
     if let Some(plan) = plan
         && let Err(error) = make(&*vm, &container, &plan, opened).await
     {

@@ -51,6 +51,15 @@ impl State {
         }
         self.containers.is_empty() || (self.owner_gone && self.containers.values().all(Option::is_none))
     }
+
+    /// The microVM goes as late as the container that may stay longest: with it, all go. Scores keep the order of QoS
+    /// classes among pods, though none is below 0.
+    fn apply_oom_score(&self) {
+        let containers = self.containers.values().flatten().filter(|container| !container.is_sandbox);
+        if let (Some(vm), Some(score)) = (&self.vm, containers.map(|container| container.oom_score).min()) {
+            vm.set_oom_score(score);
+        }
+    }
 }
 
 impl Pod {
@@ -132,6 +141,7 @@ impl Pod {
     pub fn remove(&self, id: &Identifier) {
         let mut state = self.lock();
         state.containers.remove(id);
+        state.apply_oom_score();
         state.owner_gone |= *id == self.id;
         if state.shutdown_wanted && state.may_end() {
             self.over.send_replace(true);
@@ -177,7 +187,9 @@ pub struct Reservation {
 
 impl Reservation {
     pub fn fill(self, container: Arc<Container>) {
-        self.pod.lock().containers.insert(self.id.clone(), Some(container));
+        let mut state = self.pod.lock();
+        state.containers.insert(self.id.clone(), Some(container));
+        state.apply_oom_score();
     }
 }
 

@@ -22,6 +22,7 @@ pub trait MicroVm: Debug + Send + Sync {
     fn agent(&self) -> &Agent;
     fn vmm_pid(&self) -> u32;
     fn memory_mib(&self) -> u32;
+    fn set_oom_score(&self, score: u16);
     fn stopped(&self) -> watch::Receiver<Option<String>>;
     async fn open_stream(&self, hello: &Hello) -> Result<UnixStream, SandboxError>;
     async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError>;
@@ -53,6 +54,10 @@ impl MicroVm for Sandbox {
 
     fn memory_mib(&self) -> u32 {
         self.memory_mib()
+    }
+
+    fn set_oom_score(&self, score: u16) {
+        self.set_oom_score(score);
     }
 
     fn stopped(&self) -> watch::Receiver<Option<String>> {

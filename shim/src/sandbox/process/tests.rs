@@ -71,6 +71,19 @@ async fn a_process_has_its_descriptors_its_cgroup_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn the_score_of_a_process_changes_while_there_is_one() {
+    let Some(cgroup) = cgroup("score") else { return };
+    let (process, _socket) = spawn("read line", &cgroup);
+    process.set_oom_score(985).unwrap();
+    process.set_oom_score(2).unwrap();
+    assert_eq!(std::fs::read_to_string(format!("/proc/{}/oom_score_adj", process.pid())).unwrap(), "2\n");
+    process.kill();
+    ended(&process).await;
+    process.set_oom_score(985).unwrap();
+    remove(&cgroup);
+}
+
+#[tokio::test]
 async fn the_end_of_a_process_tells_its_last_error() {
     let Some(cgroup) = cgroup("last-error") else { return };
     let (process, _socket) = spawn("echo INFO fine >&2; echo 'ERROR no such luck' >&2; exit 3", &cgroup);

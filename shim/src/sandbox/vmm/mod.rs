@@ -91,6 +91,10 @@ impl Vmm {
         self.killer.process.pid()
     }
 
+    pub fn process(&self) -> &Process {
+        &self.killer.process
+    }
+
     pub fn killer(&self) -> &Killer {
         &self.killer
     }

@@ -212,6 +212,10 @@ impl MicroVm for FakeVm {
         512
     }
 
+    fn set_oom_score(&self, score: u16) {
+        self.guest.calls.lock().unwrap().push(format!("score {score}"));
+    }
+
     fn stopped(&self) -> watch::Receiver<Option<String>> {
         self.guest.stopped.subscribe()
     }

@@ -203,6 +203,28 @@ async fn members_share_the_pods_microvm_and_outlive_each_other() {
 }
 
 #[tokio::test]
+async fn a_pods_microvm_goes_as_late_as_the_member_that_may_stay_longest() {
+    let bench = Bench::new().await;
+    bench.create("web", SANDBOX).await.unwrap();
+    let scores = || {
+        let calls = bench.guest.calls.lock().unwrap();
+        calls.iter().filter(|call| call.starts_with("score")).cloned().collect::<Vec<_>>()
+    };
+    assert!(scores().is_empty(), "the sandbox's own is that of a process that never runs");
+    for (id, score) in [("c1", 985), ("c2", -997)] {
+        let request = bench.request(id, MEMBER);
+        let config = bench.directory.path().join(id).join("config.json");
+        let spec = std::fs::read_to_string(&config).unwrap();
+        let scored = format!(r#""process":{{"oomScoreAdj":{score},"#);
+        std::fs::write(&config, spec.replace(r#""process":{"#, &scored)).unwrap();
+        bench.client.create(soon(), &request).await.unwrap();
+    }
+    assert_eq!(scores(), ["score 985", "score 0"]);
+    bench.delete("c2", "").await.unwrap();
+    assert_eq!(scores().last().unwrap(), "score 985");
+}
+
+#[tokio::test]
 async fn a_container_that_is_no_member_does_not_share_a_microvm() {
     let bench = Bench::new().await;
     bench.run("web").await;
