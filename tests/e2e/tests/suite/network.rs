@@ -4,7 +4,7 @@ use e2e::cni::{Network, bridge, macvlan, ptp};
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use e2e::netns::{Netns, run, try_run};
-use e2e::{BUSYBOX, PATIENCE, eventually, noise, sha256};
+use e2e::{BUSYBOX, PATIENCE, eventually, noise, probe, sha256};
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 
@@ -155,6 +155,7 @@ fn pods_reach_each_other_and_services(sandboxer: Sandboxer) {
         let url = format!("http://{open}{}{close}:8080/", netns.address("eth0", family));
         assert_eq!(client.exec(&["/bin/wget", "-q", "-O", "-", &url]).success().stdout(), "served\n", "{url}");
     }
+    assert_eq!(probe::http(&one.ip(), 8080, "/"), Some((200, "served\n".to_owned())));
     // As kube-proxy makes a service: an address of nobody's, translated on the node.
     let rule = format!("tcp dport 80 ip daddr 10.99.0.1 dnat to {}:8080", one.ip());
     run(&["nft", "add table ip e2e-service"]);
