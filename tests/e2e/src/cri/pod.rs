@@ -1,10 +1,10 @@
 //! A pod sandbox, stopped and removed when the test ends however it ends.
 
 use super::messages::{
-    Empty, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxResponse, NamespaceMode, NamespaceOption,
-    PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxMetadata, PodSandboxState, PodSandboxStats,
-    PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest, PortMapping,
-    RunPodSandboxRequest, StreamUrl,
+    Empty, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxResponse,
+    NamespaceMode, NamespaceOption, PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxMetadata, PodSandboxState,
+    PodSandboxStats, PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
+    PortMapping, RunPodSandboxRequest, StreamUrl,
 };
 use super::{NewContainer, Sandboxer, Status, Tunnel, call};
 use std::fs;
@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where kubelet keeps the cgroups of pods.
 const PODS_CGROUP: &str = "/kubepods";
+
+/// Its `overhead` is part of a pod's limits.
+const RUNTIME_CLASS: &str = include_str!("../../../../runtimeclass.yaml");
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -52,6 +55,20 @@ impl NewPod {
         self.config(|config| drop(config.annotations.insert(key.into(), value.into())))
     }
 
+    /// The sum of the containers' memory limits, each of which has one.
+    pub fn memory_limits(self, bytes: i64) -> Self {
+        let sum = |limits: &mut LinuxContainerResources| limits.memory_limit_in_bytes = bytes;
+        self.config(|config| sum(config.linux.mut_or_insert_default().resources.mut_or_insert_default()))
+    }
+
+    /// With a cgroup as kubelet makes it through systemd.
+    pub fn in_a_slice(self) -> Self {
+        let pod = self.config.metadata.uid.replace('-', "_");
+        self.config(|config| {
+            config.linux.mut_or_insert_default().cgroup_parent = format!("{PODS_CGROUP}.slice/kubepods-pod{pod}.slice");
+        })
+    }
+
     /// With another runtime handler.
     pub fn handler(mut self, handler: &str) -> Self {
         self.handler = handler.into();
@@ -67,7 +84,7 @@ impl NewPod {
     pub fn try_run(self) -> Result<Pod, Status> {
         let mut pod = Pod { id: String::new(), config: self.config };
         fs::create_dir_all(&pod.config.log_directory).expect("a log directory");
-        make_cgroup(&pod.config.linux.cgroup_parent);
+        make_cgroup(&pod.config.linux);
         let mut request = RunPodSandboxRequest::new();
         request.config = Some(pod.config.clone()).into();
         request.runtime_handler = self.handler;
@@ -166,6 +183,11 @@ impl Pod {
         response.expect("a list").items
     }
 
+    /// On the node.
+    pub fn cgroup(&self) -> PathBuf {
+        cgroup_directory(&self.config.linux.cgroup_parent)
+    }
+
     /// The directory of its containers' logs.
     pub fn logs(&self) -> PathBuf {
         PathBuf::from(&self.config.log_directory)
@@ -186,7 +208,7 @@ impl Drop for Pod {
             }
         }
         fs::remove_dir_all(&self.config.log_directory).ok();
-        let cgroup = cgroup_directory(&self.config.linux.cgroup_parent);
+        let cgroup = self.cgroup();
         fs::remove_dir(&cgroup).ok();
         // The last pod takes their parent along.
         cgroup.parent().map(fs::remove_dir);
@@ -202,11 +224,38 @@ fn cgroup_directory(cgroup: &str) -> PathBuf {
     PathBuf::from(format!("/sys/fs/cgroup{cgroup}"))
 }
 
-/// Makes a pod's cgroup with every controller that limits and counts.
-fn make_cgroup(cgroup: &str) {
-    let directory = cgroup_directory(cgroup);
+/// Makes a pod's cgroup with every controller that limits and counts. Like kubelet, limits it by the sums of the
+/// containers' limits and the overhead; without sums, some container has no limit, and neither has the pod.
+fn make_cgroup(linux: &LinuxPodSandboxConfig) {
+    let directory = cgroup_directory(&linux.cgroup_parent);
     fs::create_dir_all(&directory).expect("a cgroup for the pod");
     for parent in directory.ancestors().skip(1).take(2).collect::<Vec<_>>().into_iter().rev() {
         fs::write(parent.join("cgroup.subtree_control"), "+cpu +cpuset +io +memory +pids").expect("controllers");
+    }
+    let limits = &linux.resources;
+    if limits.memory_limit_in_bytes > 0 {
+        let most = limits.memory_limit_in_bytes + (overhead("memory", "Mi") << 20);
+        fs::write(directory.join("memory.max"), most.to_string()).expect("a limit for the pod's memory");
+    }
+    if limits.cpu_quota > 0 {
+        let quota = limits.cpu_quota + overhead("cpu", "m") * limits.cpu_period / 1000;
+        fs::write(directory.join("cpu.max"), format!("{quota} {}", limits.cpu_period)).expect("a limit for the pod");
+    }
+}
+
+/// A number of the runtime class's `podFixed`.
+fn overhead(resource: &str, unit: &str) -> i64 {
+    let key = format!("{resource}: ");
+    let value = RUNTIME_CLASS.lines().find_map(|line| line.trim().strip_prefix(&key)?.strip_suffix(unit));
+    value.and_then(|value| value.parse().ok()).expect("a number of this unit")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_overhead_is_that_of_the_runtime_class() {
+        assert!(overhead("memory", "Mi") > 64 && overhead("cpu", "m") > 0);
     }
 }
