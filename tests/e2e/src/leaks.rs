@@ -4,6 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// containerd's own of tasks, and of pods that a shim made.
+const BUNDLES: [(&str, &str); 4] = [
+    ("bundles", "/run/containerd/io.containerd.runtime.v2.task"),
+    ("working directories", "/var/lib/containerd/io.containerd.runtime.v2.task"),
+    ("bundles of pods", "/run/containerd/io.containerd.sandbox.controller.v1.shim"),
+    ("working directories of pods", "/var/lib/containerd/io.containerd.sandbox.controller.v1.shim"),
+];
+
 /// Names of everything on the node that a pod could have made.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Traces {
@@ -22,7 +30,9 @@ impl Traces {
         kinds.insert("sockets", names("/run/containerd/s"));
         kinds.insert("user ids", names("/run/bulkhead/uids"));
         kinds.insert("files", tree("/run/bulkhead"));
-        kinds.insert("bundles", tree("/run/containerd/io.containerd.runtime.v2.task"));
+        for (kind, directory) in BUNDLES {
+            kinds.insert(kind, tree(directory));
+        }
         kinds.insert("loop devices", loops());
         Self { kinds }
     }

@@ -11,9 +11,12 @@ const PODS: usize = 5;
 
 fn pods_do_not_notice_that_containerd_restarts(sandboxer: Sandboxer) {
     let pods: Vec<Pod> = (0..PODS).map(|number| Pod::new(&format!("pod-{number}"), sandboxer).run()).collect();
-    let count = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.5; done";
-    let counters: Vec<Container> =
-        pods.iter().map(|pod| pod.container("counter", BUSYBOX).shell(count).start()).collect();
+    let count = |rest: &str| format!("i=0; while :; do i=$((i+1)); echo line $i; {rest}; done");
+    // One of them writes more than a FIFO holds while nobody reads it.
+    let scripts = std::iter::once(count("[ $((i % 200)) -gt 0 ] || sleep 0.1"));
+    let scripts = scripts.chain(std::iter::repeat(count("sleep 0.5")));
+    let counter = |(pod, script): (_, String)| Pod::container(pod, "counter", BUSYBOX).shell(&script).start();
+    let counters: Vec<Container> = pods.iter().zip(scripts).map(counter).collect();
     // Created, but started only afterwards.
     let late = pods[0].container("late", BUSYBOX).shell("exit 9").create();
     let lines = |counter: &Container| counter.log().lines().len();

@@ -16,6 +16,7 @@ mod network_bad_input;
 mod network_forward;
 mod operator;
 mod pod_services;
+mod pod_volumes;
 mod pod_workloads;
 mod pods;
 mod security;
