@@ -23,6 +23,7 @@ mod disk;
 mod edition;
 mod machine;
 mod node;
+mod nudge;
 
 pub use accelerator::Accelerator;
 pub use edition::{DiskFormat, Edition, NodeImage};

@@ -37,9 +37,17 @@ pub(crate) struct Machine {
     pub disks: Vec<DataDisk>,
     /// Receives the kernel's messages.
     pub console: PathBuf,
+    /// Where QEMU listens for commands, if it has to.
+    pub monitor: PathBuf,
 }
 
 impl Machine {
+    /// Whether it must be kept from sleeping through interrupts, which is not known of KVM. Under the instruction clock a
+    /// key would come at another instruction each time.
+    pub(crate) fn needs_nudges(&self) -> bool {
+        self.clock == Clock::Wall && self.accelerator == Accelerator::Tcg
+    }
+
     /// QEMU's arguments. Its standard input and output become the node's control port.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let mut line = CommandLine(Vec::new());
@@ -63,6 +71,9 @@ impl Machine {
         line.value("-append", KERNEL_ARGUMENTS);
         line.file_option("-chardev", "file,id=console,path=", &self.console, "");
         line.flags("-serial chardev:console");
+        if self.needs_nudges() {
+            line.file_option("-qmp", "unix:", &self.monitor, ",server=on,wait=off");
+        }
 
         line.flags("-device virtio-serial-pci -chardev stdio,id=control,signal=off");
         line.flags("-device virtserialport,chardev=control,name=node.control -device virtio-rng-pci");
@@ -130,6 +141,7 @@ mod tests {
             keep_root_changes: false,
             disks: Vec::new(),
             console: "/c".into(),
+            monitor: "/m".into(),
         }
     }
 
@@ -143,6 +155,13 @@ mod tests {
         let line = line(&machine());
         assert!(line.contains("-nodefaults"));
         assert!(!line.contains("net"));
+    }
+
+    #[test]
+    fn a_monitor_is_there_for_emulation_at_the_hosts_time() {
+        assert!(line(&machine()).contains("-qmp unix:/m,server=on,wait=off"));
+        assert!(!line(&Machine { accelerator: Accelerator::Kvm, ..machine() }).contains("-qmp"));
+        assert!(!line(&Machine { clock: Clock::Instructions, ..machine() }).contains("-qmp"));
     }
 
     #[test]

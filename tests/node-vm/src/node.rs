@@ -5,6 +5,7 @@ use crate::control::{OFF_REQUEST, OutputScanner, run_request};
 use crate::disk;
 use crate::edition::NodeImage;
 use crate::machine::{Clock, DataDisk, Machine};
+use crate::nudge;
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -98,7 +99,6 @@ impl Builder {
         let logs = self.artifacts.clone().unwrap_or_else(|| scratch.path().to_owned());
         std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
 
-        let console = logs.join("console.log");
         let machine = Machine {
             accelerator: Accelerator::detect()?,
             clock: self.clock,
@@ -107,7 +107,8 @@ impl Builder {
             image: self.image,
             keep_root_changes: self.keep_root_changes,
             disks,
-            console: console.clone(),
+            console: logs.join("console.log"),
+            monitor: scratch.path().join("monitor"),
         };
         let mut node = NodeVm::spawn(&machine, scratch, self.artifacts)?;
         let status = node.run(":", BOOT_DEADLINE, &mut std::io::sink()).context("the node did not boot")?;
@@ -151,6 +152,9 @@ impl NodeVm {
                 }
             }
         });
+        if machine.needs_nudges() {
+            nudge::start(machine.monitor.clone());
+        }
         let console = machine.console.clone();
         Ok(NodeVm { qemu, requests, output, scripts: 0, booted: Instant::now(), scratch, artifacts, console })
     }
