@@ -17,8 +17,12 @@ const BLOCKFILE_STORE_SIZE: u64 = 8 << 30;
 /// Two minutes on an idle machine.
 const SEED_DEADLINE: Duration = Duration::from_secs(1200);
 
+/// The devmapper snapshotter's pool: what all of its disks may take together, and room to remember 64 KiB blocks of it.
+const THIN_POOL_SIZE: u64 = 8 << 30;
+const THIN_POOL_METADATA_SIZE: u64 = 16 << 20;
+
 /// Changed by hand when this file makes a different image from the same recipe.
-const RECIPE_VERSION: &str = "1";
+const RECIPE_VERSION: &str = "2";
 
 /// Modules of the initrd, in loading order: what it takes to see the root disk.
 const INITRD_MODULES: &[&str] = &["virtio_blk"];
@@ -27,7 +31,7 @@ const INITRD_MODULES: &[&str] = &["virtio_blk"];
 pub fn plain(edition: Edition) -> Result<NodeImage> {
     let inputs = cache::Inputs::default().value("version", RECIPE_VERSION).value("suite", edition.suite());
     let mut inputs = inputs.value("disk size", DISK_SIZE).value("store size", BLOCKFILE_STORE_SIZE.to_string());
-    for part in ["packages", "modules", "kernel-hook", "initrd-init", "root"] {
+    for part in ["packages", "modules", "kernel-hook", "initrd-init", "root", "erofs.toml"] {
         inputs = inputs.path(&recipe().join(part))?;
     }
     let directory = cache::entry(&format!("node-{edition}"), &inputs, |directory| build(edition, directory))?;
@@ -90,7 +94,11 @@ fn build(edition: Edition, directory: &Path) -> Result<()> {
     std::fs::copy(recipe().join("modules"), root.join("etc/node-modules"))?;
     std::os::unix::fs::symlink("../bin/busybox", root.join("usr/sbin/init"))?;
 
+    if edition == Edition::Forky {
+        append(&root.join("etc/containerd/config.toml"), &recipe().join("erofs.toml"))?;
+    }
     make_blockfile_store(&root, &log)?;
+    make_thin_pool(&root)?;
 
     let release = kernel_release(&root)?;
     prepare_modules(&root, &release, &log)?;
@@ -113,6 +121,21 @@ fn make_blockfile_store(root: &Path, log: &Path) -> Result<()> {
     run::run_logged(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&store), log)?;
     std::fs::create_dir(root.join("var/lib/blockfile"))?;
     Ok(())
+}
+
+/// An empty metadata file is a pool without disks.
+fn make_thin_pool(root: &Path) -> Result<()> {
+    let directory = root.join("var/lib/devmapper");
+    std::fs::create_dir(&directory)?;
+    std::fs::File::create(directory.join("metadata"))?.set_len(THIN_POOL_METADATA_SIZE)?;
+    std::fs::File::create(directory.join("data"))?.set_len(THIN_POOL_SIZE)?;
+    Ok(())
+}
+
+fn append(to: &Path, part: &Path) -> Result<()> {
+    let text = std::fs::read(part).with_context(|| format!("cannot read {}", part.display()))?;
+    let mut file = std::fs::File::options().append(true).open(to)?;
+    std::io::Write::write_all(&mut file, &text).with_context(|| format!("cannot write to {}", to.display()))
 }
 
 fn kernel_release(root: &Path) -> Result<String> {
