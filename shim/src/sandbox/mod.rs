@@ -44,7 +44,7 @@ pub use error::SandboxError;
 pub use guest_spec::{check_pod, guest_process, guest_resources};
 pub use shared::Pod as SharedPod;
 pub use size::{POD_MEMORY, POD_PERIOD, POD_QUOTA, memory_limit};
-pub use spec::{PodFiles, SandboxSpec, SpecError, check_annotations, oom_score};
+pub use spec::{POD_UID, PodFiles, SandboxSpec, SpecError, check_annotations, oom_score};
 
 use crate::identifier::Identifier;
 use agent_protocol::STREAM_PORT;

@@ -12,8 +12,14 @@ use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 /// Annotations that are ours.
 const PREFIX: &str = "io.bulkhead.";
 
+/// What Kubernetes calls the pod, as the CRI plugin says it.
+pub const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
+
 /// Linux's limit for host names.
 const MAX_HOSTNAME: usize = 64;
+
+/// kubelet's are 32 or 36 characters long.
+const MAX_POD_UID: usize = 64;
 
 const MAX_OOM_SCORE: u16 = 1000;
 
@@ -22,6 +28,8 @@ const MAX_OOM_SCORE: u16 = 1000;
 pub struct SandboxSpec {
     pub(super) id: SandboxId,
     pub(super) hostname: String,
+    /// `None`: not a pod of kubelet's.
+    pub(super) pod_uid: Option<PodUid>,
     /// For the containers to share. `None`: containerd mounts its own.
     pub(super) files: Option<PodFiles>,
     pub(super) size: Wanted,
@@ -33,6 +41,22 @@ pub struct SandboxSpec {
     pub(super) oom_score: u16,
     /// Where CNI made the pod's network. `None`: the guest has loopback alone.
     pub(super) netns: Option<PathBuf>,
+}
+
+/// The name of the pod's directory below kubelet's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodUid(String);
+
+impl PodUid {
+    /// `None` if it could be anything but the name of one directory: whoever has no pod directory can use none.
+    fn new(uid: &str) -> Option<Self> {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (!uid.is_empty() && uid.len() <= MAX_POD_UID && uid.bytes().all(legal)).then(|| Self(uid.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// Files that the pod's containers share.
@@ -70,6 +94,7 @@ impl SandboxSpec {
         let hostname = if spec.hostname.is_empty() { id.id.as_str() } else { &spec.hostname };
         Ok(Self {
             hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
+            pod_uid: spec.annotations.get(POD_UID).and_then(|uid| PodUid::new(uid)),
             files: None,
             size: Wanted::from_oci(spec, &linux)?,
             netns: netns(&linux),
@@ -144,6 +169,17 @@ mod tests {
             assert_eq!(spec.oom_score, score, "{asked}");
         }
         assert_eq!(parse(json!({})).unwrap().oom_score, 0);
+    }
+
+    #[test]
+    fn a_pods_uid_names_one_directory() {
+        let uid = |uid: &str| parse(json!({"annotations": {POD_UID: uid}})).unwrap().pod_uid;
+        for good in ["0b8e7a52-59c1-4d7b-9d5f-7fb1c0d51c2e", "b0d2b9f7a4a04e0c9d3c2f4b1a7e6d5c"] {
+            assert_eq!(uid(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "..", "a/b", "a b", &"a".repeat(65)] {
+            assert_eq!(uid(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::error::TaskError;
 use crate::identifier::Identifier;
 use crate::sandbox::oci::{Linux, Namespace, Spec};
-use crate::sandbox::{POD_MEMORY, POD_PERIOD, POD_QUOTA};
+use crate::sandbox::{POD_MEMORY, POD_PERIOD, POD_QUOTA, POD_UID};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use cri_protocol::{NamespaceMode, PodSandboxConfig};
 use protobuf::Message;
@@ -64,7 +64,8 @@ impl PodConfig {
     /// What the CRI plugin would say of the pod is not for the pod to say.
     fn annotations(&self) -> BTreeMap<String, String> {
         let all = self.0.annotations.clone().into_iter();
-        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).chain(self.limits()).collect()
+        let uid = (POD_UID.to_owned(), self.0.metadata.uid.clone());
+        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).chain(self.limits()).chain([uid]).collect()
     }
 
     /// As the CRI plugin says it.

@@ -1,0 +1,82 @@
+//! Disks of a container: hot-plugged for it, and gone with it.
+
+use super::super::{Inner, SandboxError};
+use super::{SOURCES, blocking, until};
+use crate::identifier::Identifier;
+use agent_protocol::agent::ReleaseDeviceRequest;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use tokio::time::Instant;
+use vmm_protocol::{Device, DeviceId, FdSlot, PciAddress};
+
+/// A disk of one container.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Disk {
+    pub(super) device: DeviceId,
+    pub(super) address: PciAddress,
+}
+
+impl Inner {
+    pub(super) async fn attach_disk(
+        &self,
+        container: &Identifier,
+        image: &Path,
+        read_only: bool,
+    ) -> Result<Disk, SandboxError> {
+        let path = image.to_owned();
+        let open = move || open_image(&path, read_only).map_err(SandboxError::host("open", &path.display()));
+        let step = format!("opening {} for container {container}", image.display());
+        let file = until(Instant::now() + SOURCES, step, blocking(open)).await?;
+        let name = format!("disk {} of container {container}", image.display());
+        let device = Device::Block { image: FdSlot(0), read_only };
+        let (device, address) = self.vmm.attach(&name, device, file.as_fd()).await?;
+        let disk = Disk { device, address };
+        self.containers().entry(container.clone()).or_default().push(disk);
+        Ok(disk)
+    }
+
+    pub(super) async fn detach_disk(&self, disk: Disk) -> Result<(), SandboxError> {
+        let request = ReleaseDeviceRequest { pci_address: disk.address.to_string(), ..ReleaseDeviceRequest::default() };
+        if let Err(error) = self.agent.release_device(&request).await {
+            // The device goes anyway: a guest that does not let go loses it under its feet.
+            tracing::warn!(address = %disk.address, %error, "the guest did not release the disk");
+        }
+        self.vmm.detach(disk.device).await
+    }
+}
+
+/// A regular file or a block device. Only device names may be links, as udev makes them.
+fn open_image(path: &Path, read_only: bool) -> io::Result<File> {
+    let link = if path.starts_with("/dev") { 0 } else { libc::O_NOFOLLOW };
+    let file = File::options().read(true).write(!read_only).custom_flags(link | libc::O_CLOEXEC).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a regular file nor a block device"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_behind_a_link_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let [image, link] = ["image", "link"].map(|name| root.path().join(name));
+        std::fs::write(&image, "x").unwrap();
+        std::os::unix::fs::symlink(&image, &link).unwrap();
+        assert!(open_image(&image, false).is_ok());
+        assert!(open_image(&link, false).is_err());
+    }
+
+    #[test]
+    fn only_files_and_disks_are_images() {
+        assert!(open_image(Path::new("/dev/null"), false).is_err());
+        assert!(open_image(Path::new("/proc"), true).is_err());
+    }
+}

@@ -1,0 +1,123 @@
+//! Attaching a container's files to the running microVM, and taking them back.
+
+mod disk;
+mod server;
+mod volumes;
+
+pub(super) use disk::Disk;
+
+use super::guest_spec::{HostMount, guest_spec, host_mounts};
+use super::oci::Spec;
+use super::rootfs::RootfsPlan;
+use super::share::{self, ContainerShare};
+use super::shared::{Pids, Shared};
+use super::{Attached, Container, Inner, SandboxError, SpecError};
+use crate::identifier::Identifier;
+use agent_protocol::agent::BlockVolume;
+use agent_protocol::agent::create_container_request::Rootfs;
+use std::io;
+use std::sync::PoisonError;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// For all sources of a container together.
+const SOURCES: Duration = Duration::from_secs(30);
+
+/// All that attaching a container takes. Made before there is a microVM, so that what can be refused is refused at once.
+#[derive(Clone, Debug)]
+pub struct ContainerPlan {
+    pub(super) id: Identifier,
+    rootfs: RootfsPlan,
+    mounts: Vec<HostMount>,
+    /// As the guest is to see it.
+    spec: Spec,
+    pids: Pids,
+}
+
+impl ContainerPlan {
+    pub fn new(container: &Container<'_>) -> Result<Self, SpecError> {
+        let rootfs = RootfsPlan::new(container.rootfs, container.spec.root.as_ref(), container.bundle)?;
+        let mut spec = container.spec.clone();
+        let shared = Shared::take(&mut spec, container.pod)?;
+        let mounts = host_mounts(&spec)?;
+        let sources: Vec<_> = (0..mounts.len()).map(|number| share::guest_mount(container.id, number)).collect();
+        let mut spec = guest_spec(&spec, &sources)?;
+        shared.give(&mut spec);
+        Ok(Self { id: container.id.clone(), rootfs, mounts, spec, pids: shared.pids })
+    }
+}
+
+impl Inner {
+    pub(super) async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
+        let ContainerPlan { id, rootfs, mounts, spec, pids } = plan.clone();
+        let spec = serde_json::to_vec(&spec).map_err(io::Error::from);
+        let spec = spec.map_err(SandboxError::host("encode", "the specification"))?;
+        let files = ContainerShare::new(&self.directory, &id);
+
+        if !matches!(rootfs, RootfsPlan::Block { .. }) || !mounts.is_empty() {
+            self.file_server.get_or_try_init(|| self.start_file_server()).await?;
+        }
+        let disk = match &rootfs {
+            RootfsPlan::Block { image, read_only, .. } => Some(self.attach_disk(&id, image, *read_only).await?),
+            _ => None,
+        };
+        let answer = match (&rootfs, disk) {
+            (RootfsPlan::Block { filesystem, options, .. }, Some(disk)) => Rootfs::Block(BlockVolume {
+                pci_address: disk.address.to_string(),
+                filesystem: filesystem.clone(),
+                options: options.clone(),
+                ..BlockVolume::default()
+            }),
+            _ => Rootfs::SharedPath(files.rootfs()),
+        };
+        let mounted = volumes::mount_files(&files, rootfs, mounts).await;
+        // A thread that is stuck with a source must not mount it when this container is gone.
+        files.close();
+        mounted?;
+        Ok(Attached { rootfs: answer, spec, pids: pids.to_request() })
+    }
+
+    /// Goes on after an error, so that as little as possible stays; tells the first.
+    pub(super) async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
+        let disks = self.containers().remove(container).unwrap_or_default();
+        let alive = self.vmm.stopped().borrow().is_none();
+        let mut result = Ok(());
+        for disk in disks.into_iter().filter(|_| alive) {
+            result = result.and(self.detach_disk(disk).await);
+        }
+        let files = ContainerShare::new(&self.directory, container);
+        result.and(blocking(move || files.remove()).await)
+    }
+
+    pub(super) fn containers(&self) -> std::sync::MutexGuard<'_, super::Containers> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn until<T>(
+    end: Instant,
+    step: String,
+    work: impl Future<Output = Result<T, SandboxError>>,
+) -> Result<T, SandboxError> {
+    timeout_at(end, work).await.unwrap_or_else(|_| Err(SandboxError::deadline(step, SOURCES)))
+}
+
+/// Runs what may block on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    let joined = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
+    joined.map_err(SandboxError::host("finish", "a thread's work"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_source_that_hangs_is_named() {
+        let hangs = std::future::pending::<Result<(), SandboxError>>();
+        let error = until(Instant::now(), "sharing /nfs with container web".to_owned(), hangs).await.unwrap_err();
+        assert_eq!(error.to_string(), "sharing /nfs with container web took longer than 30 s");
+    }
+}

@@ -1,0 +1,32 @@
+//! Directories and files of the node, mounted where the file server shows them to the guest.
+
+use super::super::SandboxError;
+use super::super::guest_spec::HostMount;
+use super::super::rootfs::RootfsPlan;
+use super::super::share::ContainerShare;
+use super::{SOURCES, blocking, until};
+use tokio::time::Instant;
+
+/// Sources may be on a network file system that hangs: each step is told when it was the last.
+pub(super) async fn mount_files(
+    files: &ContainerShare,
+    root: RootfsPlan,
+    mounts: Vec<HostMount>,
+) -> Result<(), SandboxError> {
+    let end = Instant::now() + SOURCES;
+    let share = files.clone();
+    let step = format!("mounting the root filesystem of container {}", files.container());
+    let mount_root = move || match &root {
+        RootfsPlan::Overlay(overlay) => share.mount_overlay(overlay),
+        RootfsPlan::Directory { source, options } => share.mount_root_directory(source, *options),
+        RootfsPlan::Block { .. } => Ok(()),
+    };
+    until(end, step, blocking(mount_root)).await?;
+    for (number, mount) in mounts.into_iter().enumerate() {
+        let share = files.clone();
+        let step = format!("sharing {} with container {}", mount.source.display(), files.container());
+        let mount_volume = move || share.mount_volume(number, &mount.source, mount.options);
+        until(end, step, blocking(mount_volume)).await?;
+    }
+    Ok(())
+}
