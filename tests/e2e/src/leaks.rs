@@ -61,6 +61,16 @@ pub fn assert_nothing_left_since(before: &Traces) {
     panic!("left behind:\n{}", left.join("\n"));
 }
 
+/// The one process of ours that is there now, was not `before`, and whose name begins so.
+#[track_caller]
+pub fn new_process(before: &Traces, name: &str) -> u32 {
+    let fresh = Traces::now().since(before);
+    let pids = fresh.iter().filter_map(|trace| trace.strip_prefix("processes: ")?.split_once(' '));
+    let pids: Vec<&str> = pids.filter(|(_, process)| process.starts_with(name)).map(|(pid, _)| pid).collect();
+    let [pid] = pids[..] else { panic!("not one {name}: {pids:?}") };
+    pid.parse().expect("a pid")
+}
+
 fn names(directory: &str) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();

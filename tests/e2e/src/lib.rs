@@ -12,6 +12,9 @@ pub mod vmm;
 
 pub use container::{Container, Finished, Running};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The runtime under test.
@@ -26,6 +29,9 @@ pub const NO_COMMAND: &str = "bulkhead.test/nocmd:latest";
 /// Debian with python3, redis, nginx and load tools.
 pub const DEBIAN: &str = "bulkhead.test/debian:latest";
 
+/// The command of a container that is only there.
+pub const FOREVER: [&str; 2] = ["/bin/sleep", "3600"];
+
 /// Longest wait for anything: a microVM under emulation takes seconds to boot, ten at once take ten times that.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -37,6 +43,24 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "gave up waiting until {what}");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Runs a program of the node; its failure is the test's.
+#[track_caller]
+pub fn run(line: &[&str]) -> String {
+    try_run(line).success().stdout()
+}
+
+pub fn try_run(line: &[&str]) -> Finished {
+    let output = Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).output();
+    output.unwrap_or_else(|error| panic!("{line:?}: {error}")).into()
+}
+
+/// Ends a process of the node at once.
+#[track_caller]
+pub fn kill_process(pid: u32) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    kill(pid, Signal::SIGKILL).expect("the process is there");
 }
 
 /// SHA-256 in the spelling of `sha256sum`.

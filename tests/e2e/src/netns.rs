@@ -1,10 +1,9 @@
 //! Network namespaces of the node: a pod's, which CNI filled, or one of the test's own.
 
-use crate::container::Finished;
+use crate::{run, try_run};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where namespaces have names.
@@ -16,17 +15,6 @@ pub struct Netns {
     name: String,
     /// Removed with everything in it when the test ends.
     own: bool,
-}
-
-/// Runs a program of the node; its failure is the test's.
-#[track_caller]
-pub fn run(line: &[&str]) -> String {
-    try_run(line).success().stdout()
-}
-
-pub fn try_run(line: &[&str]) -> Finished {
-    let output = Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).output();
-    output.unwrap_or_else(|error| panic!("{line:?}: {error}")).into()
 }
 
 impl Netns {
