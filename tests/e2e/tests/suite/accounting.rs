@@ -34,8 +34,7 @@ fn the_machine_has_room_for_the_pods_limits(steady: &Container<'_>) {
 }
 
 fn a_container_that_wants_too_much_ends_alone(greedy: &Container<'_>, steady: &Container<'_>) {
-    assert_eq!(greedy.wait(), 137);
-    eventually("containerd has the reason", || greedy.status().reason == "OOMKilled");
+    ends_for_want_of_memory(greedy);
     assert!(steady.running() && steady.shell("true").code == 0);
 }
 
@@ -52,8 +51,12 @@ fn a_child_ends_a_container_that_is_to_end_as_a_whole(pod: &Pod) {
         resources.unified.insert("memory.oom.group".into(), "1".into());
     });
     let parent = parent.shell("tail /dev/zero; exit 5").start();
-    assert_eq!(parent.wait(), 137);
-    eventually("containerd has the reason", || parent.status().reason == "OOMKilled");
+    ends_for_want_of_memory(&parent);
+}
+
+fn ends_for_want_of_memory(container: &Container<'_>) {
+    assert_eq!(container.wait(), 137);
+    eventually("containerd has the reason", || container.status().reason == "OOMKilled");
 }
 
 fn a_container_is_counted(steady: &Container<'_>) {

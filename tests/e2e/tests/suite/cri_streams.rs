@@ -1,14 +1,14 @@
 //! Streams through CRI: exec, attach, log files.
 
 use e2e::cri::{Container, Log, Pod, Sandboxer, Stream};
-use e2e::{BUSYBOX, eventually, noise, sha256};
+use e2e::{BUSYBOX, FOREVER, eventually, noise, sha256};
 use std::time::{Duration, Instant};
 
 crate::for_each_sandboxer!(long: execs_stream_both_ways, attached_streams_and_log_files_agree);
 
 fn execs_stream_both_ways(sandboxer: Sandboxer) {
     let pod = Pod::new("exec", sandboxer).run();
-    let container = pod.container("main", BUSYBOX).command(&["/bin/sleep", "3600"]).start();
+    let container = pod.container("main", BUSYBOX).command(&FOREVER).start();
     input_comes_back_from_cat(&container);
     output_and_exit_code_are_the_commands_own(&container);
     a_terminal_follows_its_window(&container);

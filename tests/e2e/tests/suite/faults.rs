@@ -1,19 +1,12 @@
 //! Anything may die at any moment: exit codes are right and nothing leaks.
 
-use e2e::leaks::{Traces, assert_nothing_left_since};
-use e2e::{BUSYBOX, Container, eventually};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-fn kill_process(pid: u32) {
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
-    kill(pid, Signal::SIGKILL).expect("the process is there");
-}
+use e2e::leaks::{Traces, assert_nothing_left_since, new_process};
+use e2e::{BUSYBOX, Container, FOREVER, eventually, kill_process};
 
 #[test]
 fn a_killed_vmm_ends_its_container_with_137() {
     let before = Traces::now();
-    let container = Container::new(BUSYBOX, "overlayfs").command(&["/bin/sleep", "3600"]).start();
+    let container = Container::new(BUSYBOX, "overlayfs").command(&FOREVER).start();
     kill_process(container.pid());
     assert_eq!(container.delete_stopped(), 137);
     assert_nothing_left_since(&before);
@@ -22,15 +15,8 @@ fn a_killed_vmm_ends_its_container_with_137() {
 #[test]
 fn a_killed_shim_leaves_nothing() {
     let before = Traces::now();
-    let container = Container::new(BUSYBOX, "overlayfs").command(&["/bin/sleep", "3600"]).start();
-    let shims: Vec<u32> = Traces::now()
-        .since(&before)
-        .iter()
-        .filter_map(|trace| trace.strip_prefix("processes: ")?.split_once(" containerd-shim"))
-        .filter_map(|(pid, _)| pid.parse().ok())
-        .collect();
-    assert_eq!(shims.len(), 1, "one shim per pod");
-    kill_process(shims[0]);
+    let container = Container::new(BUSYBOX, "overlayfs").command(&FOREVER).start();
+    kill_process(new_process(&before, "containerd-shim"));
     eventually("containerd notices", || container.status() != "RUNNING");
     drop(container);
     assert_nothing_left_since(&before);
@@ -40,7 +26,7 @@ fn a_killed_shim_leaves_nothing() {
 fn a_crashed_guest_ends_its_container_with_137() {
     let before = Traces::now();
     let container = Container::new(BUSYBOX, "overlayfs").argument("--cap-add=CAP_SYS_ADMIN");
-    let container = container.command(&["/bin/sleep", "3600"]).start();
+    let container = container.command(&FOREVER).start();
     // The tenant may do that to its own kernel.
     container.shell("mkdir /tmp/proc && mount -t proc proc /tmp/proc && echo c > /tmp/proc/sysrq-trigger");
     assert_eq!(container.delete_stopped(), 137);

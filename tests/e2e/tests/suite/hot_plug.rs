@@ -1,7 +1,7 @@
 //! Containers that join a running microVM bring their root filesystem with them.
 
 use e2e::vmm::Vmm;
-use e2e::{BUSYBOX, Container};
+use e2e::{BUSYBOX, Container, FOREVER};
 
 crate::for_each_snapshotter!(a_second_container_joins_the_first_ones_machine);
 
@@ -18,7 +18,7 @@ fn member(container: Container, sandbox: &str) -> Container {
 }
 
 fn a_second_container_joins_the_first_ones_machine(snapshotter: &str) {
-    let first = Container::new(BUSYBOX, snapshotter).command(&["/bin/sleep", "3600"]).start();
+    let first = Container::new(BUSYBOX, snapshotter).command(&FOREVER).start();
     let machines = Vmm::all().len();
     let boot = |text: String| text.lines().find(|line| !line.is_empty()).map(str::to_owned).expect("a boot id");
     let script = "cat /proc/sys/kernel/random/boot_id";

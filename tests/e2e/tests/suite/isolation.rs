@@ -1,7 +1,7 @@
 //! The VMM of a running container, seen from the node.
 
 use e2e::vmm::Vmm;
-use e2e::{BUSYBOX, Container, Running};
+use e2e::{BUSYBOX, Container, FOREVER, Running};
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -12,7 +12,7 @@ struct Subject {
 
 impl Subject {
     fn new(snapshotter: &str) -> Self {
-        let container = Container::new(BUSYBOX, snapshotter).command(&["/bin/sleep", "3600"]).start();
+        let container = Container::new(BUSYBOX, snapshotter).command(&FOREVER).start();
         let vmm = Vmm { pid: container.pid() };
         assert!(Vmm::all().iter().any(|other| other.pid == vmm.pid), "the task's pid is not a VMM's");
         Self { vmm, _container: container }

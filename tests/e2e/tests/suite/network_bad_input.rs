@@ -2,9 +2,9 @@
 
 use e2e::cni::{Network, bridge};
 use e2e::cri::{Pod, Sandboxer};
-use e2e::leaks::{Traces, assert_nothing_left_since};
+use e2e::leaks::{Traces, assert_nothing_left_since, new_process};
 use e2e::netns::Netns;
-use e2e::{BUSYBOX, Container, Running};
+use e2e::{BUSYBOX, Container, FOREVER, Running, eventually, kill_process};
 
 crate::for_each_sandboxer!(
     long: a_result_that_is_no_result_ends_the_pod_in_a_sentence,
@@ -14,7 +14,7 @@ crate::for_each_sandboxer!(
 
 fn start(netns: &Netns) -> Running {
     let container = Container::new(BUSYBOX, "overlayfs").argument("--with-ns").argument(&netns.flag());
-    container.command(&["/bin/sleep", "3600"]).start()
+    container.command(&FOREVER).start()
 }
 
 fn refused(network: &str) -> String {
@@ -60,7 +60,7 @@ fn two_interfaces_of_one_name_in_the_result_are_no_obstacle(sandboxer: Sandboxer
     {
         let pod = Pod::new("twice", sandboxer).run();
         assert!(pod.ip().starts_with("10.77."), "{}", pod.ip());
-        let container = pod.container("idle", BUSYBOX).command(&["/bin/sleep", "3600"]).start();
+        let container = pod.container("idle", BUSYBOX).command(&FOREVER).start();
         assert_eq!(container.shell("ls /sys/class/net").stdout(), "eth0\nlo\n");
         container.exec(&["/bin/ping", "-c", "1", "-W", "5", "10.77.0.1"]).success();
     }
@@ -118,19 +118,10 @@ fn a_namespace_serves_again_after_its_vmm_or_shim_was_killed() {
         let container = start(&netns);
         container.exec(&["/bin/ping", "-c", "1", "-W", "5", "10.76.0.1"]).success();
         assert!(Traces::now().since(&before).iter().any(|trace| trace.contains("ingress")), "nothing to look for");
-        kill(&before, victim);
-        e2e::eventually("containerd notices", || container.status() != "RUNNING");
+        kill_process(new_process(&before, victim));
+        eventually("containerd notices", || container.status() != "RUNNING");
         drop(container);
         assert_nothing_left_since(&before);
     }
     start(&netns).exec(&["/bin/ping", "-c", "1", "-W", "5", "10.76.0.1"]).success();
-}
-
-/// Kills the one process whose name begins so and that was not there `before`.
-fn kill(before: &Traces, name: &str) {
-    let fresh = Traces::now().since(before);
-    let pids = fresh.iter().filter_map(|trace| trace.strip_prefix("processes: ")?.split_once(' '));
-    let pids: Vec<&str> = pids.filter(|(_, process)| process.starts_with(name)).map(|(pid, _)| pid).collect();
-    let [pid] = pids[..] else { panic!("not one {name}: {pids:?}") };
-    e2e::netns::run(&["kill", "-9", pid]);
 }

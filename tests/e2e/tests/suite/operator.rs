@@ -1,7 +1,7 @@
 //! The `bulkhead` command on a node where it is installed.
 
 use e2e::container::ctr;
-use e2e::{BUSYBOX, Container, Finished};
+use e2e::{BUSYBOX, Container, FOREVER, Finished};
 use std::path::Path;
 use std::process::Command;
 
@@ -24,7 +24,7 @@ fn installing_again_changes_nothing() {
 
 #[test]
 fn uninstall_refuses_while_a_pod_runs() {
-    let _container = Container::new(BUSYBOX, "overlayfs").command(&["/bin/sleep", "3600"]).start();
+    let _container = Container::new(BUSYBOX, "overlayfs").command(&FOREVER).start();
     let refused = bulkhead(&["uninstall"]);
     assert!(refused.code != 0 && refused.stderr().contains("remove them first"), "{}", refused.stderr());
     check_finds_an_installed_node_ready();

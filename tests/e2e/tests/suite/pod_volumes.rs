@@ -3,16 +3,13 @@
 use e2e::cri::messages::{Mount, MountPropagation};
 use e2e::cri::{Container, NewContainer, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
-use e2e::netns::run;
-use e2e::{BUSYBOX, eventually};
+use e2e::{BUSYBOX, FOREVER, eventually, run, try_run};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 crate::for_each_sandboxer!(long: volumes_are_shared_as_kubelet_prepared_them);
-
-const FOREVER: [&str; 2] = ["/bin/sleep", "3600"];
 
 /// One pod, many volumes: a boot takes seconds under emulation.
 fn volumes_are_shared_as_kubelet_prepared_them(sandboxer: Sandboxer) {
@@ -146,7 +143,7 @@ impl Drop for Volumes {
     fn drop(&mut self) {
         for name in ["arrivals/late", "memory", ""] {
             // What a failed test never mounted is not there.
-            e2e::netns::try_run(&["umount", &self.path(name)]);
+            try_run(&["umount", &self.path(name)]);
         }
         fs::remove_dir(&self.directory).ok();
     }

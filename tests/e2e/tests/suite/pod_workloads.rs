@@ -4,7 +4,7 @@ use e2e::cri::messages::ContainerState;
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use e2e::vmm::Vmm;
-use e2e::{BUSYBOX, eventually, probe};
+use e2e::{BUSYBOX, FOREVER, eventually, probe};
 use std::time::Duration;
 
 crate::for_each_sandboxer!(
@@ -28,7 +28,7 @@ fn a_pod_is_one_machine_from_its_first_container_to_its_last(sandboxer: Sandboxe
 
     let serve = "trap 'echo stopped; exit 0' TERM; echo out; echo err >&2; while :; do sleep 0.1; done";
     let first = pod.container("first", BUSYBOX).shell(serve).start();
-    let second = pod.container("second", BUSYBOX).command(&["/bin/sleep", "3600"]).start();
+    let second = pod.container("second", BUSYBOX).command(&FOREVER).start();
     assert_eq!(Vmm::all().len(), machines + 1, "a pod has one machine");
     they_are_processes_of_one_machine(&[&first, &second]);
     the_node_and_the_neighbour_reach_it(&pod, &second, &first);
@@ -64,7 +64,7 @@ fn the_node_and_the_neighbour_reach_it(pod: &Pod, server: &Container, neighbour:
 
 /// A sandbox outlives its only container, which is stopped, removed and made again.
 fn the_last_container_is_made_again(pod: &Pod) {
-    let again = |attempt| pod.container("again", BUSYBOX).attempt(attempt).command(&["/bin/sleep", "3600"]).start();
+    let again = |attempt| pod.container("again", BUSYBOX).attempt(attempt).command(&FOREVER).start();
     let first = again(0);
     let boot = first.shell("cat /proc/sys/kernel/random/boot_id").stdout();
     first.stop(Duration::ZERO).expect("it stops");
@@ -83,7 +83,7 @@ fn they_are_processes_of_one_machine(containers: &[&Container]) {
     assert_eq!(answers[0].code, 3);
     assert!(answers[0].stdout().ends_with("\ntwo\n"), "{}", answers[0].stdout());
     assert!(answers.iter().all(|answer| answer.stdout() == answers[0].stdout()));
-    let late = containers[0].try_exec(&["/bin/sleep", "3600"], Some(Duration::from_secs(1)));
+    let late = containers[0].try_exec(&FOREVER, Some(Duration::from_secs(1)));
     assert_eq!(late.expect_err("a command has a deadline").code, 4);
 }
 

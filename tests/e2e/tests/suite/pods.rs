@@ -4,7 +4,7 @@ use e2e::cri::messages::{ContainerState, DNSConfig, Int64Value, NamespaceMode};
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use e2e::vmm::Vmm;
-use e2e::{BUSYBOX, eventually};
+use e2e::{BUSYBOX, FOREVER, eventually, kill_process};
 
 crate::for_each_sandboxer!(
     long: containers_share_memory_names_and_network,
@@ -13,8 +13,6 @@ crate::for_each_sandboxer!(
     a_lost_machine_ends_its_pod,
     what_a_microvm_cannot_give_is_refused
 );
-
-const FOREVER: [&str; 2] = ["/bin/sleep", "3600"];
 
 fn containers_share_memory_names_and_network(sandboxer: Sandboxer) {
     let before = Traces::now();
@@ -126,8 +124,7 @@ fn a_lost_machine_ends_its_pod(sandboxer: Sandboxer) {
     let pod = Pod::new("lost", sandboxer).run();
     let containers = ["one", "two"].map(|name| pod.container(name, BUSYBOX).command(&FOREVER).start());
     let vmm = Vmm::all().into_iter().find(|vmm| !others.contains(&vmm.pid)).expect("the pod's machine");
-    let killed = std::process::Command::new("kill").args(["-9", &vmm.pid.to_string()]).status();
-    assert!(killed.expect("kill runs").success());
+    kill_process(vmm.pid);
     for container in &containers {
         assert_eq!(container.wait(), 137);
     }

@@ -1,10 +1,10 @@
 //! The security context of containers, as it holds in the guest: for the first process, and for added ones alike.
 
-use e2e::BUSYBOX;
 use e2e::cri::messages::{Device, Int64Value, security_profile::ProfileType};
 use e2e::cri::messages::{LinuxContainerSecurityContext, SecurityProfile};
 use e2e::cri::{Container, NewContainer, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
+use e2e::{BUSYBOX, FOREVER};
 use std::collections::BTreeMap;
 
 crate::for_each_sandboxer!(long: a_security_context_holds_in_the_guest, bad_input_of_a_pod_is_named);
@@ -30,9 +30,9 @@ fn a_security_context_holds_in_the_guest(sandboxer: Sandboxer) {
     });
     let pod = pod.run();
     let restricted = restricted(pod.container("restricted", BUSYBOX)).start();
-    let ordinary = pod.container("ordinary", BUSYBOX).command(&["/bin/sleep", "3600"]);
+    let ordinary = pod.container("ordinary", BUSYBOX).command(&FOREVER);
     let ordinary = ordinary.security(|security| set_seccomp(security, ProfileType::RUNTIME_DEFAULT, "")).start();
-    let open = pod.container("open", BUSYBOX).command(&["/bin/sleep", "3600"]);
+    let open = pod.container("open", BUSYBOX).command(&FOREVER);
     let open = open.security(|security| security.privileged = true).start();
 
     for (name, value) in sysctls {
@@ -68,7 +68,7 @@ fn restricted(container: NewContainer<'_>) -> NewContainer<'_> {
         security.masked_paths = vec!["/proc/uptime".into(), "/sys/kernel".into()];
         security.readonly_paths = vec!["/proc/sys".into()];
     };
-    let container = container.command(&["/bin/sleep", "3600"]).security(change);
+    let container = container.command(&FOREVER).security(change);
     container.resources(|resources| resources.oom_score_adj = 985)
 }
 

@@ -1,7 +1,7 @@
 //! stdin, stdout, stderr and terminals.
 
 use e2e::terminal::Terminal;
-use e2e::{BUSYBOX, Container, Running, noise, sha256};
+use e2e::{BUSYBOX, Container, FOREVER, Running, noise, sha256};
 
 crate::for_each_snapshotter!(
     output_is_byte_exact,
@@ -25,7 +25,7 @@ fn input_reaches_a_command_up_to_its_end(snapshotter: &str) {
 }
 
 fn execs_have_streams_of_their_own(snapshotter: &str) {
-    let running = Container::new(BUSYBOX, snapshotter).command(&["/bin/sleep", "3600"]).start();
+    let running = Container::new(BUSYBOX, snapshotter).command(&FOREVER).start();
     let input = noise(1 << 20);
     let finished = running.exec_with_input(&["/bin/cat"], &input).success();
     assert!(finished.stdout == input, "{} bytes came back of {}", finished.stdout.len(), input.len());
