@@ -4,6 +4,8 @@
 //! - Requests carry up to 128 KiB instead of one page.
 //! - Inode numbers are unique across the file systems of the share ([`InodeNumbers`]).
 //! - What only the guest changes stays true for it ([`Freshness`]); closing what was only read asks nothing.
+//! - `O_DIRECT` is between a program and the guest's kernel, which then reads and writes past its own cache. Ours are
+//!   ordinary reads and writes: the host's `O_DIRECT` wants buffers, lengths and offsets aligned to its disk.
 #![expect(unsafe_code, reason = "an option of FUSE that the library does not name")]
 
 use crate::freshness::{Found, Freshness, SHORT};
@@ -94,6 +96,11 @@ impl Share {
 fn no_flush() -> OpenOptions {
     // SAFETY: the type is a set of bits that goes to the guest as it is; it has no invariant.
     unsafe { OpenOptions::from_bits_unchecked(1 << 5) }
+}
+
+/// The flags of a file that the guest opens or has changed since, as they are for the host's file.
+fn host_flags(flags: u32) -> u32 {
+    flags & !libc::O_DIRECT.cast_unsigned()
 }
 
 fn reads_only(flags: u32) -> bool {
@@ -213,6 +220,7 @@ impl FileSystem for Share {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        let flags = host_flags(flags);
         let (handle, options, passthrough) = self.files.open(context, inode, flags, fuse_flags)?;
         let options = if reads_only(flags) { options | no_flush() } else { options };
         Ok((handle, options, passthrough))
@@ -223,9 +231,10 @@ impl FileSystem for Share {
         context: &Context,
         parent: u64,
         name: &CStr,
-        arguments: CreateIn,
+        mut arguments: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
         check_name(name)?;
+        arguments.flags = host_flags(arguments.flags);
         let (entry, handle, options, passthrough) = self.files.create(context, parent, name, arguments)?;
         Ok((self.entry(entry), handle, options, passthrough))
     }
@@ -241,7 +250,7 @@ impl FileSystem for Share {
         lock_owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
-        self.files.read(context, inode, handle, target, size, offset, lock_owner, flags)
+        self.files.read(context, inode, handle, target, size, offset, lock_owner, host_flags(flags))
     }
 
     fn write(
@@ -257,6 +266,7 @@ impl FileSystem for Share {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<usize> {
+        let flags = host_flags(flags);
         self.files.write(context, inode, handle, source, size, offset, lock_owner, delayed, flags, fuse_flags)
     }
 

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use support::{Mounted, run};
@@ -287,4 +287,31 @@ fn what_only_the_guest_changes_is_not_asked_for_again() {
     fs::write(share.host("container/mounts/0/file"), "changed by the host").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1100));
     assert_eq!(fs::read_to_string(share.path("container/mounts/0/file")).unwrap(), "changed by the host");
+}
+
+#[test]
+fn a_program_may_read_and_write_past_the_caches() {
+    let Some(share) = Mounted::start() else { return };
+    if nix::sys::statfs::statfs(&share.host("")).unwrap().filesystem_type() == nix::sys::statfs::TMPFS_MAGIC {
+        eprintln!("the share is in memory, where the host's O_DIRECT asks for nothing: the test proves less");
+    }
+    let open = |flags: i32, create: bool| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(create).custom_flags(flags).open(share.path("file")).unwrap()
+    };
+    // Neither the buffer's address nor its length is what a disk wants.
+    let content: Vec<u8> = (0..10_001_u32).map(|byte| (byte % 251) as u8).collect();
+    let check = |file: &File, what: &str| {
+        file.write_all_at(&content[1..], 3).unwrap_or_else(|error| panic!("writing, {what}: {error}"));
+        let mut read = vec![0; content.len() - 1];
+        file.read_exact_at(&mut read, 3).unwrap_or_else(|error| panic!("reading, {what}: {error}"));
+        assert_eq!(read, content[1..], "{what}");
+        assert_eq!(fs::read(share.host("file")).unwrap()[3..], content[1..], "{what}");
+    };
+    check(&open(libc::O_DIRECT, true), "made with O_DIRECT");
+    check(&open(libc::O_DIRECT, false), "opened with O_DIRECT");
+    let later = open(0, false);
+    check(&later, "opened without");
+    nix::fcntl::fcntl(&later, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_DIRECT)).unwrap();
+    check(&later, "switched over");
 }
