@@ -10,7 +10,7 @@ use super::devices;
 use super::labels;
 use super::mount::TreeOptions;
 use super::oci::{Linux, Process, Spec, SpecMount};
-use super::spec::SpecError;
+use super::spec::{SpecError, shown};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 

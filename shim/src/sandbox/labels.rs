@@ -5,7 +5,7 @@
 //! Whatever a pod names itself is refused. docs/adr/0011-security-modules.md has the reasons.
 
 use super::oci::Process;
-use super::spec::SpecError;
+use super::spec::{SpecError, shown};
 use serde_json::Value;
 
 /// The profiles that containerd's clients give to containers that ask for none.
@@ -16,9 +16,6 @@ const UNCONFINED: &str = "unconfined";
 
 /// The types of the node's policy for containers: ordinary, with an init system, in a virtual machine, privileged.
 const DEFAULT_TYPES: [&str; 4] = ["container_t", "container_init_t", "container_kvm_t", "spc_t"];
-
-/// Longest part of a name that is repeated in an error.
-const SHOWN: usize = 128;
 
 /// Takes the labels off a process, or refuses them.
 pub(super) fn take(process: &mut Process) -> Result<(), SpecError> {
@@ -44,7 +41,7 @@ fn check_profile(profile: &str) -> Result<(), SpecError> {
         return Ok(());
     }
     Err(SpecError::Unsupported(format!(
-        "AppArmor profile {} of the node cannot be applied in a microVM: use RuntimeDefault or Unconfined",
+        "AppArmor profile \"{}\" of the node cannot be applied in a microVM: use RuntimeDefault or Unconfined",
         shown(profile)
     )))
 }
@@ -58,13 +55,9 @@ fn check_label(label: &str) -> Result<(), SpecError> {
         return Ok(());
     }
     Err(SpecError::Unsupported(format!(
-        "SELinux label {} of the node cannot be applied in a microVM: leave seLinuxOptions out",
+        "SELinux label \"{}\" of the node cannot be applied in a microVM: leave seLinuxOptions out",
         shown(label)
     )))
-}
-
-fn shown(name: &str) -> String {
-    format!("{:?}", name.chars().take(SHOWN).collect::<String>())
 }
 
 #[cfg(test)]

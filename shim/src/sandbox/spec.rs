@@ -15,6 +15,9 @@ const PREFIX: &str = "io.bulkhead.";
 /// What Kubernetes calls the pod, as the CRI plugin says it.
 pub const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
 
+/// In characters.
+const MAX_SHOWN: usize = 128;
+
 /// Linux's limit for host names.
 const MAX_HOSTNAME: usize = 64;
 
@@ -83,6 +86,11 @@ pub enum SpecError {
     /// Something that can't be had inside a microVM, or not yet.
     #[error("{0}")]
     Unsupported(String),
+}
+
+/// A name of somebody else's, as far as it is repeated in a sentence: on one line, and not long.
+pub(super) fn shown(name: &str) -> String {
+    name.escape_debug().take(MAX_SHOWN).collect()
 }
 
 impl SandboxSpec {

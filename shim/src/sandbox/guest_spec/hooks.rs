@@ -1,20 +1,13 @@
 //! OCI hooks: programs of the node, which have nothing to work on there. Pure.
 
-use super::{SpecError, is_set, unsupported};
+use super::{SpecError, is_set, shown, unsupported};
 use serde_json::{Map, Value};
-
-/// Longest part of a name that is repeated in an error, in characters.
-const SHOWN: usize = 128;
 
 pub(super) fn check(hooks: &Map<String, Value>) -> Result<(), SpecError> {
     let Some((kind, hooks)) = hooks.iter().find(|(_, hooks)| is_set(hooks)) else { return Ok(()) };
     let path = hooks.get(0).and_then(|hook| hook.get("path")?.as_str()).unwrap_or("without a path");
     let (kind, path) = (shown(kind), shown(path));
     unsupported(format!("{kind} hook {path} is a program of the node and cannot run for a microVM"))
-}
-
-fn shown(name: &str) -> String {
-    name.escape_debug().take(SHOWN).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The keys of a specification that something here or the guest's crun acts on. crun passes over the keys that it does not
 //! know, so whoever asked for more would never be told. Pure.
 
-use super::{SpecError, is_set, unsupported};
+use super::{SpecError, is_set, shown, unsupported};
 use crate::sandbox::oci::{Linux, Process, Spec};
 use serde_json::{Map, Value};
 
@@ -38,9 +38,6 @@ const LINUX: [&str; 11] = [
 const RESOURCES: [&str; 9] =
     ["blockIO", "cpu", "devices", "hugepageLimits", "memory", "network", "pids", "rdma", "unified"];
 
-/// Longest part of a key that is repeated in an error, in characters.
-const SHOWN: usize = 64;
-
 pub(super) fn check_spec(spec: &Spec) -> Result<(), SpecError> {
     check("", &SPEC, &spec.other)
 }
@@ -61,7 +58,7 @@ fn check(place: &str, known: &[&str], found: &Map<String, Value>) -> Result<(), 
     match found.iter().find(|(key, value)| !known.contains(&key.as_str()) && is_set(value)) {
         None => Ok(()),
         Some((key, _)) => {
-            let key: String = key.escape_debug().take(SHOWN).collect();
+            let key = shown(key);
             unsupported(format!("{place}{key} of the specification is not known"))
         }
     }
@@ -122,7 +119,7 @@ mod tests {
         ] {
             assert_eq!(everything(spec), Err(format!("{key} of the specification is not known")));
         }
-        assert!(everything(json!({"x".repeat(5000): 1})).unwrap_err().len() < 128);
+        assert!(everything(json!({"x".repeat(5000): 1})).unwrap_err().len() < 256);
     }
 
     #[test]
