@@ -88,8 +88,19 @@ fn bind(path: &Path, target: &Path) -> Result<(), Error> {
 }
 
 fn mount_disk(disk: &Path, target: &Path, filesystem: &str, options: &MountOptions) -> Result<(), Error> {
-    mount(Some(disk), target, Some(filesystem), options.flags, Some(options.data.as_str()))
-        .map_err(Error::system("mount", format!("{} as {filesystem}", disk.display())))
+    let mount_as = |options: &MountOptions| {
+        mount(Some(disk), target, Some(filesystem), options.flags, Some(options.data.as_str()))
+    };
+    let unreplayed = options.without_replay(filesystem);
+    let mounted = match (mount_as(options), unreplayed) {
+        // A view of what was in use: its journal cannot be replayed on a disk that is not to be written.
+        (Err(Errno::EROFS), Some(options)) => {
+            tracing::warn!(disk = %disk.display(), filesystem, "mounted without replaying its journal");
+            mount_as(&options)
+        }
+        (result, _) => result,
+    };
+    mounted.map_err(Error::system("mount", format!("{} as {filesystem}", disk.display())))
 }
 
 fn unmount_disk(target: &Path) -> Result<(), Error> {

@@ -31,6 +31,18 @@ impl MountOptions {
         }
         Ok(Self { flags, data: data.join(",") })
     }
+
+    /// The same for a read-only mount that leaves the journal alone, where the filesystem has one.
+    pub fn without_replay(&self, filesystem: &str) -> Option<Self> {
+        let option = match filesystem {
+            "ext4" => "noload",
+            "xfs" => "norecovery",
+            _ => return None,
+        };
+        let separator = if self.data.is_empty() { "" } else { "," };
+        let read_only = self.flags.contains(MsFlags::MS_RDONLY);
+        read_only.then(|| Self { flags: self.flags, data: format!("{}{separator}{option}", self.data) })
+    }
 }
 
 #[cfg(test)]
@@ -46,6 +58,16 @@ mod tests {
         let options = parse(&["loop", "ro,noatime", "nouuid", "discard"]).unwrap();
         assert_eq!(options.flags, MsFlags::MS_RDONLY | MsFlags::MS_NOATIME);
         assert_eq!(options.data, "nouuid,discard");
+    }
+
+    #[test]
+    fn only_a_read_only_mount_goes_without_its_journal() {
+        let data =
+            |options: &[&str], filesystem| parse(options).unwrap().without_replay(filesystem).map(|made| made.data);
+        assert_eq!(data(&["ro", "nouuid"], "xfs").as_deref(), Some("nouuid,norecovery"));
+        assert_eq!(data(&["ro"], "ext4").as_deref(), Some("noload"));
+        assert_eq!(data(&["ro"], "erofs"), None);
+        assert_eq!(data(&[], "ext4"), None);
     }
 
     #[test]

@@ -46,13 +46,16 @@ impl RootfsPlan {
                 let options = TreeOptions { recursive: has("rbind"), read_only, follows_source: false };
                 Ok(Self::Directory { source: mount.source.clone(), options })
             }
-            // `loop` is how the node would mount an image file; the guest has a disk.
-            "ext4" | "xfs" => Ok(Self::Block {
-                image: mount.source.clone(),
-                read_only,
-                filesystem: mount.kind.clone(),
-                options: others(&["loop", "rw"]),
-            }),
+            "ext4" | "xfs" => {
+                // `loop` is how the node would mount an image file; the guest has a disk.
+                let mut options = others(&["loop", "rw"]);
+                // Snapshots of one file system have its identity, and XFS mounts an identity once.
+                if mount.kind == "xfs" && !has("nouuid") {
+                    options.push("nouuid".to_owned());
+                }
+                let (image, filesystem) = (mount.source.clone(), mount.kind.clone());
+                Ok(Self::Block { image, read_only, filesystem, options })
+            }
             kind => Err(SpecError::Rootfs(format!(
                 "mount type {kind:?} is not supported: use a snapshotter that gives overlay, bind, ext4 or xfs"
             ))),
@@ -97,6 +100,10 @@ mod tests {
         assert_eq!(
             plan("xfs", "/dev/mapper/p", &["nouuid"]).unwrap(),
             block("/dev/mapper/p", false, "xfs", &["nouuid"])
+        );
+        assert_eq!(
+            plan("xfs", "/dev/mapper/p", &["ro"]).unwrap(),
+            block("/dev/mapper/p", true, "xfs", &["ro", "nouuid"])
         );
     }
 

@@ -5,7 +5,7 @@ use super::{SOURCES, blocking, until};
 use crate::identifier::Identifier;
 use agent_protocol::agent::ReleaseDeviceRequest;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -48,15 +48,25 @@ impl Inner {
     }
 }
 
-/// A regular file or a block device. Only device names may be links, as udev makes them.
+/// What a disk is read and written in.
+const SECTOR: u64 = 512;
+
+/// A regular file or a block device, of whole sectors. Only device names may be links, as udev makes them.
 fn open_image(path: &Path, read_only: bool) -> io::Result<File> {
+    let refused = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     let link = if path.starts_with("/dev") { 0 } else { libc::O_NOFOLLOW };
-    let file = File::options().read(true).write(!read_only).custom_flags(link | libc::O_CLOEXEC).open(path)?;
+    let mut file = File::options().read(true).write(!read_only).custom_flags(link | libc::O_CLOEXEC).open(path)?;
     let kind = file.metadata()?.file_type();
-    if kind.is_file() || kind.is_block_device() {
-        Ok(file)
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a regular file nor a block device"))
+    if !kind.is_file() && !kind.is_block_device() {
+        return refused("it is neither a regular file nor a block device".to_owned());
+    }
+    // Tells the size of a block device as well.
+    match file.seek(SeekFrom::End(0))? {
+        0 => refused("it is empty, which no disk image is".to_owned()),
+        length if !length.is_multiple_of(SECTOR) => {
+            refused(format!("its length of {length} bytes is no multiple of {SECTOR}: it is cut, or no disk image"))
+        }
+        _ => Ok(file),
     }
 }
 
@@ -68,7 +78,7 @@ mod tests {
     fn an_image_behind_a_link_is_not_opened() {
         let root = tempfile::tempdir().unwrap();
         let [image, link] = ["image", "link"].map(|name| root.path().join(name));
-        std::fs::write(&image, "x").unwrap();
+        std::fs::write(&image, [0; 512]).unwrap();
         std::os::unix::fs::symlink(&image, &link).unwrap();
         assert!(open_image(&image, false).is_ok());
         assert!(open_image(&link, false).is_err());
@@ -78,5 +88,20 @@ mod tests {
     fn only_files_and_disks_are_images() {
         assert!(open_image(Path::new("/dev/null"), false).is_err());
         assert!(open_image(Path::new("/proc"), true).is_err());
+        assert!(open_image(Path::new("/proc"), false).is_err());
+    }
+
+    #[test]
+    fn an_image_of_no_or_half_a_sector_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let image = root.path().join("image");
+        let refusal = |length: usize| {
+            std::fs::write(&image, vec![0; length]).unwrap();
+            let named = SandboxError::host("open", &image.display());
+            open_image(&image, true).map_err(named).unwrap_err().to_string()
+        };
+        assert_eq!(refusal(0), format!("cannot open {}: it is empty, which no disk image is", image.display()));
+        let cut = "its length of 1000 bytes is no multiple of 512: it is cut, or no disk image";
+        assert_eq!(refusal(1000), format!("cannot open {}: {cut}", image.display()));
     }
 }
