@@ -37,11 +37,25 @@ pub struct Config {
     pub debug: bool,
     /// First of the [`UID_COUNT`] user ids that VMM processes run under, one for each pod.
     pub first_uid: u32,
+    /// Directories and files of the node that pods may mount, with what is below them.
+    pub host_paths: Vec<PathBuf>,
+    /// Where kubelet keeps the volumes of pods.
+    pub kubelet_directory: PathBuf,
+    /// containerd's `root` and `state`, where its CRI plugin keeps files for pods.
+    pub containerd_directories: Vec<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { memory_mib: 512, vcpus: 1, debug: false, first_uid: 2_000_000_000 }
+        Self {
+            memory_mib: 512,
+            vcpus: 1,
+            debug: false,
+            first_uid: 2_000_000_000,
+            host_paths: Vec::new(),
+            kubelet_directory: "/var/lib/kubelet".into(),
+            containerd_directories: vec!["/var/lib/containerd".into(), "/run/containerd".into()],
+        }
     }
 }
 
@@ -96,6 +110,9 @@ impl Config {
                 "vcpus" => config.vcpus = at.number("vcpus", 1..=MAX_VCPUS)?,
                 "debug" => config.debug = at.boolean("debug")?,
                 "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID..=u32::MAX - UID_COUNT)?,
+                "host_paths" => config.host_paths = at.paths("host_paths")?,
+                "kubelet_directory" => config.kubelet_directory = at.path("kubelet_directory")?,
+                "containerd_directories" => config.containerd_directories = at.paths("containerd_directories")?,
                 _ => return Err(ConfigError::UnknownKey { path: path.to_owned(), key: key.clone() }),
             }
         }
@@ -129,10 +146,29 @@ impl Location<'_> {
         self.value.as_bool().ok_or_else(|| self.wanted(key, "true or false".to_owned()))
     }
 
+    fn path(&self, key: &'static str) -> Result<PathBuf, ConfigError> {
+        plain_path(self.value).ok_or_else(|| self.wanted(key, ABSOLUTE.to_owned()))
+    }
+
+    fn paths(&self, key: &'static str) -> Result<Vec<PathBuf>, ConfigError> {
+        let paths = self.value.as_array().and_then(|values| values.iter().map(plain_path).collect());
+        paths.ok_or_else(|| self.wanted(key, format!("a list, each {ABSOLUTE}")))
+    }
+
     fn wanted(&self, key: &'static str, wanted: String) -> ConfigError {
         let found = self.value.to_string().chars().take(64).collect();
         ConfigError::Value { path: self.path.to_owned(), key, wanted, found }
     }
+}
+
+/// What [`plain_path`] takes.
+const ABSOLUTE: &str = "an absolute path without \".\", \"..\" and doubled or final slashes, and not \"/\"";
+
+/// A path that is compared as it is written.
+fn plain_path(value: &Value) -> Option<PathBuf> {
+    let path = value.as_str()?;
+    let plain = |name: &str| !["", ".", ".."].contains(&name) && !name.contains('\0');
+    path.strip_prefix('/')?.split('/').all(plain).then(|| path.into())
 }
 
 #[cfg(test)]

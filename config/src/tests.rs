@@ -11,8 +11,25 @@ fn an_empty_file_means_the_defaults() {
 
 #[test]
 fn every_key_can_be_set() {
-    let config = parse("memory_mib = 128\nvcpus = 2\ndebug = true\nfirst_uid = 300000\n").unwrap();
-    assert_eq!(config, Config { memory_mib: 128, vcpus: 2, debug: true, first_uid: 300_000 });
+    let text = r#"
+        memory_mib = 128
+        vcpus = 2
+        debug = true
+        first_uid = 300000
+        host_paths = ["/srv/data", "/var/log/app.log"]
+        kubelet_directory = "/data/kubelet"
+        containerd_directories = ["/run/k3s/containerd"]
+    "#;
+    let config = Config {
+        memory_mib: 128,
+        vcpus: 2,
+        debug: true,
+        first_uid: 300_000,
+        host_paths: vec!["/srv/data".into(), "/var/log/app.log".into()],
+        kubelet_directory: "/data/kubelet".into(),
+        containerd_directories: vec!["/run/k3s/containerd".into()],
+    };
+    assert_eq!(parse(text).unwrap(), config);
 }
 
 #[test]
@@ -29,6 +46,18 @@ fn errors_name_file_and_key() {
     for (text, sentence) in cases {
         assert_eq!(parse(text).unwrap_err(), sentence);
     }
+}
+
+#[test]
+fn paths_are_plain() {
+    for path in ["/", "", "data", "/data/", "/data//x", "/data/./x", "/data/../etc", "//data"] {
+        let error = parse(&format!("host_paths = [{path:?}]")).unwrap_err();
+        assert!(error.starts_with("/c.toml: host_paths must be a list, each an absolute path without "), "{error}");
+        let error = parse(&format!("kubelet_directory = {path:?}")).unwrap_err();
+        assert!(error.starts_with("/c.toml: kubelet_directory must be an absolute path without "), "{error}");
+    }
+    assert!(parse("host_paths = \"/data\"").is_err());
+    assert!(parse("host_paths = [1]").is_err());
 }
 
 #[test]

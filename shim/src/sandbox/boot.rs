@@ -8,6 +8,7 @@ use super::host::{Host, SandboxDirectory, create_directories};
 use super::id::SandboxId;
 use super::lines::{self, Source};
 use super::network::{self, PodNetwork};
+use super::policy::Policy;
 use super::size::{Node, Size};
 use super::state::Record;
 use super::vmm::Vmm;
@@ -96,6 +97,7 @@ pub(super) async fn boot(
                 cgroup,
                 oom_score: spec.oom_score,
                 memory_mib,
+                policy: Policy::new(config, &spec),
                 vmm,
                 agent,
                 file_server: OnceCell::new(),

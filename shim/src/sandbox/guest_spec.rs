@@ -22,6 +22,7 @@ const GUEST_MOUNTS: [&str; 8] = ["cgroup", "cgroup2", "devpts", "mqueue", "proc"
 pub(super) struct HostMount {
     /// Position among the specification's mounts.
     pub index: usize,
+    pub destination: PathBuf,
     pub source: PathBuf,
     pub options: TreeOptions,
 }
@@ -55,7 +56,7 @@ fn host_mount(index: usize, mount: &SpecMount) -> Result<HostMount, SpecError> {
         read_only: has(&["ro", "rro"]),
         follows_source: has(&["slave", "rslave"]),
     };
-    Ok(HostMount { index, source: mount.source.clone(), options })
+    Ok(HostMount { index, destination: mount.destination.clone(), source: mount.source.clone(), options })
 }
 
 fn refused(mount: &SpecMount, reason: &str) -> SpecError {

@@ -28,6 +28,7 @@ mod lines;
 mod mount;
 mod network;
 pub mod oci;
+mod policy;
 mod process;
 mod rootfs;
 mod share;
@@ -55,6 +56,7 @@ use cgroup::Cgroup;
 use host::{Host, SandboxDirectory};
 use id::SandboxId;
 use nix::fcntl::Flock;
+use policy::Policy;
 use process::Process;
 use std::collections::HashMap;
 use std::fs::File;
@@ -126,6 +128,8 @@ struct Inner {
     cgroup: Cgroup,
     oom_score: u16,
     memory_mib: u32,
+    /// Which paths of the node its containers may mount.
+    policy: Policy,
     vmm: Vmm,
     agent: Agent,
     /// Runs since the first container that needed it.

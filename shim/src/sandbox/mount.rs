@@ -1,6 +1,7 @@
 //! Mounts on the node, made so that each appears at its place with its restrictions already in force.
 #![expect(unsafe_code, reason = "the mount calls that work on descriptors have no safe wrapper")]
 
+use super::policy::Resolved;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::CString;
 use std::io;
@@ -25,13 +26,13 @@ pub(super) struct TreeOptions {
 }
 
 impl DetachedTree {
-    /// Copies the tree at `source`, never with devices or set-user-id programs that the node would honour.
-    pub fn copy(source: &Path, options: TreeOptions) -> io::Result<Self> {
+    /// Copies the tree of `source`, never with devices or set-user-id programs that the node would honour.
+    pub fn copy(source: &Resolved, options: TreeOptions) -> io::Result<Self> {
         let recursive = if options.recursive { libc::AT_RECURSIVE.cast_unsigned() } else { 0 };
-        let path = c_path(source)?;
-        let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | recursive;
-        // SAFETY: `path` outlives the call.
-        let descriptor = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+        let empty_path = libc::AT_EMPTY_PATH.cast_unsigned();
+        let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | empty_path | recursive;
+        // SAFETY: the path is empty and static; the descriptor outlives the call.
+        let descriptor = unsafe { libc::syscall(libc::SYS_open_tree, source.fd.as_raw_fd(), c"".as_ptr(), flags) };
         let descriptor = i32::try_from(descriptor).ok().filter(|&fd| fd >= 0).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: the kernel has just opened it for this caller alone.
         let tree = Self { root: unsafe { OwnedFd::from_raw_fd(descriptor) } };
@@ -93,7 +94,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// from this one.
 pub(super) fn make_share(tree: &Path, share: &Path) -> io::Result<()> {
     let options = TreeOptions { recursive: false, read_only: true, follows_source: false };
-    DetachedTree::copy(tree, options)?.attach(share)?;
+    DetachedTree::copy(&Resolved::open(tree)?, options)?.attach(share)?;
     Ok(mount(None::<&str>, share, None::<&str>, MsFlags::MS_SHARED, None::<&str>)?)
 }
 

@@ -10,6 +10,7 @@ use super::SandboxError;
 use super::cgroup::Cgroup;
 use super::host::{Host, SandboxDirectory};
 use super::mount::{DetachedTree, Overlay, TreeOptions, make_share, remove_skeleton, unmount_all};
+use super::policy::Resolved;
 use super::process::{Process, Program, packet_pair};
 use crate::identifier::Identifier;
 use std::ffi::OsStr;
@@ -110,14 +111,16 @@ impl ContainerShare {
     }
 
     pub fn mount_root_directory(&self, source: &Path, options: TreeOptions) -> Result<(), SandboxError> {
-        self.mount(source, options, Path::new("rootfs"))
+        let what = format!("{} with container {}", source.display(), self.name);
+        let source = Resolved::open(source).map_err(SandboxError::host("share", &what))?;
+        self.mount(&source, options, Path::new("rootfs"))
     }
 
-    pub fn mount_volume(&self, number: usize, source: &Path, options: TreeOptions) -> Result<(), SandboxError> {
+    pub fn mount_volume(&self, number: usize, source: &Resolved, options: TreeOptions) -> Result<(), SandboxError> {
         self.mount(source, options, &Path::new("mounts").join(number.to_string()))
     }
 
-    fn mount(&self, source: &Path, options: TreeOptions, place: &Path) -> Result<(), SandboxError> {
+    fn mount(&self, source: &Resolved, options: TreeOptions, place: &Path) -> Result<(), SandboxError> {
         let copy = || -> io::Result<()> {
             let tree = DetachedTree::copy(source, options)?;
             let kind = tree.metadata()?.file_type();
@@ -137,7 +140,7 @@ impl ContainerShare {
                 tree.attach(&self.share.join(place))
             })
         };
-        let what = format!("{} with container {}", source.display(), self.name);
+        let what = format!("{} with container {}", source.path.display(), self.name);
         copy().map_err(SandboxError::host("share", &what))
     }
 
@@ -179,7 +182,7 @@ mod tests {
         assert!(error.starts_with(&start), "{error}");
 
         let options = TreeOptions { recursive: true, read_only: true, follows_source: false };
-        let error = files.mount_volume(0, Path::new("/nonexistent"), options).unwrap_err().to_string();
+        let error = files.mount_root_directory(Path::new("/nonexistent"), options).unwrap_err().to_string();
         assert!(error.starts_with("cannot share /nonexistent with container web: "), "{error}");
     }
 
@@ -205,7 +208,7 @@ mod tests {
         let files = container(root.path());
         files.clone().close();
         let options = TreeOptions { recursive: false, read_only: true, follows_source: false };
-        files.mount_volume(0, root.path(), options).unwrap_err();
+        files.mount_volume(0, &Resolved::open(root.path()).unwrap(), options).unwrap_err();
         files.mount_overlay(&Overlay { read_only: false, options: Vec::new() }).unwrap_err();
         assert!(!files.tree.exists());
     }

@@ -52,7 +52,7 @@ pub struct PodUid(String);
 
 impl PodUid {
     /// `None` if it could be anything but the name of one directory: whoever has no pod directory can use none.
-    fn new(uid: &str) -> Option<Self> {
+    pub fn new(uid: &str) -> Option<Self> {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         (!uid.is_empty() && uid.len() <= MAX_POD_UID && uid.bytes().all(legal)).then(|| Self(uid.to_owned()))
     }

@@ -70,7 +70,7 @@ impl Inner {
             }),
             _ => Rootfs::SharedPath(files.rootfs()),
         };
-        let mounted = volumes::mount_files(&files, rootfs, mounts).await;
+        let mounted = volumes::mount_files(&self.policy, &files, rootfs, mounts).await;
         // A thread that is stuck with a source must not mount it when this container is gone.
         files.close();
         mounted?;

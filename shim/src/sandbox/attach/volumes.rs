@@ -2,6 +2,7 @@
 
 use super::super::SandboxError;
 use super::super::guest_spec::HostMount;
+use super::super::policy::Policy;
 use super::super::rootfs::RootfsPlan;
 use super::super::share::ContainerShare;
 use super::{SOURCES, blocking, until};
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 
 /// Sources may be on a network file system that hangs: each step is told when it was the last.
 pub(super) async fn mount_files(
+    policy: &Policy,
     files: &ContainerShare,
     root: RootfsPlan,
     mounts: Vec<HostMount>,
@@ -23,9 +25,12 @@ pub(super) async fn mount_files(
     };
     until(end, step, blocking(mount_root)).await?;
     for (number, mount) in mounts.into_iter().enumerate() {
-        let share = files.clone();
+        let (policy, share) = (policy.clone(), files.clone());
         let step = format!("sharing {} with container {}", mount.source.display(), files.container());
-        let mount_volume = move || share.mount_volume(number, &mount.source, mount.options);
+        let mount_volume = move || {
+            let source = policy.admit(share.container(), &mount)?;
+            share.mount_volume(number, &source, mount.options)
+        };
         until(end, step, blocking(mount_volume)).await?;
     }
     Ok(())

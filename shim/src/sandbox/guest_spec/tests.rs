@@ -86,10 +86,18 @@ fn host_mounts_get_their_place_in_the_share() {
     ]}));
     let mounts = host_mounts(&spec).unwrap();
     let tree = |recursive, read_only, follows_source| TreeOptions { recursive, read_only, follows_source };
-    let mount = |index, source: &str, options| HostMount { index, source: source.into(), options };
+    let mount = |index, destination: &str, source: &str, options| HostMount {
+        index,
+        destination: destination.into(),
+        source: source.into(),
+        options,
+    };
     assert_eq!(
         mounts,
-        [mount(1, "/var/lib/hosts", tree(true, true, false)), mount(2, "/srv/data", tree(false, false, true)),]
+        [
+            mount(1, "/etc/hosts", "/var/lib/hosts", tree(true, true, false)),
+            mount(2, "/data", "/srv/data", tree(false, false, true)),
+        ]
     );
     let guest = guest_spec(&spec, &["/share/0".to_owned(), "/share/1".to_owned()]).unwrap();
     let sources: Vec<_> = guest.mounts.iter().map(|mount| mount.source.display().to_string()).collect();

@@ -44,7 +44,10 @@ fn a_read_only_tree_is_read_only_with_all_below_it() {
     let [source, target] = ["source", "target"].map(|name| scratch.directory(name));
     let below = scratch.directory("source/below");
     mount(Some("tmpfs"), &below, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-    DetachedTree::copy(&source, TreeOptions { read_only: true, ..PLAIN }).unwrap().attach(&target).unwrap();
+    DetachedTree::copy(&Resolved::open(&source).unwrap(), TreeOptions { read_only: true, ..PLAIN })
+        .unwrap()
+        .attach(&target)
+        .unwrap();
     for path in [target.join("file"), target.join("below/file")] {
         assert_eq!(fs::write(&path, "x").unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem, "{}", path.display());
     }
@@ -62,7 +65,7 @@ fn a_share_cannot_be_written_between_its_mounts() {
     let [tree, share, volume] = ["tree", "share", "volume"].map(|name| scratch.directory(name));
     make_share(&tree, &share).unwrap();
     scratch.directory("tree/web/rootfs");
-    DetachedTree::copy(&volume, PLAIN).unwrap().attach(&share.join("web/rootfs")).unwrap();
+    DetachedTree::copy(&Resolved::open(&volume).unwrap(), PLAIN).unwrap().attach(&share.join("web/rootfs")).unwrap();
     fs::write(share.join("web/rootfs/file"), "x").unwrap();
     assert_eq!(fs::write(share.join("web/file"), "x").unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
     assert!(!tree.join("web/rootfs/file").exists());
@@ -79,7 +82,7 @@ fn files_can_be_trees() {
     let [source, target] = ["source", "target"].map(|name| scratch.0.path().join(name));
     fs::write(&source, "content").unwrap();
     fs::write(&target, "").unwrap();
-    let tree = DetachedTree::copy(&source, PLAIN).unwrap();
+    let tree = DetachedTree::copy(&Resolved::open(&source).unwrap(), PLAIN).unwrap();
     assert!(tree.metadata().unwrap().is_file());
     tree.attach(&target).unwrap();
     assert_eq!(fs::read(&target).unwrap(), b"content");
@@ -95,7 +98,7 @@ fn a_skeleton_with_something_mounted_is_left_alone() {
     let [precious, skeleton] = ["precious", "skeleton"].map(|name| scratch.directory(name));
     scratch.directory("precious/empty");
     let place = scratch.directory("skeleton/place");
-    DetachedTree::copy(&precious, PLAIN).unwrap().attach(&place).unwrap();
+    DetachedTree::copy(&Resolved::open(&precious).unwrap(), PLAIN).unwrap().attach(&place).unwrap();
     assert_eq!(remove_skeleton(&skeleton, &[]).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     assert!(precious.join("empty").exists());
     unmount_all(&place).unwrap();

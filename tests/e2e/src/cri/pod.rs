@@ -8,11 +8,14 @@ use super::messages::{
 };
 use super::{NewContainer, Sandboxer, Status, Tunnel, call};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where kubelet keeps the cgroups of pods.
 const PODS_CGROUP: &str = "/kubepods";
+
+/// Where it keeps their volumes.
+const PODS: &str = "/var/lib/kubelet/pods";
 
 /// Its `overhead` is part of a pod's limits.
 const RUNTIME_CLASS: &str = include_str!("../../../../runtimeclass.yaml");
@@ -67,6 +70,11 @@ impl NewPod {
         self.config(|config| {
             config.linux.mut_or_insert_default().cgroup_parent = format!("{PODS_CGROUP}.slice/kubepods-pod{pod}.slice");
         })
+    }
+
+    /// kubelet's directory for the pod. Nothing makes or removes it.
+    pub fn directory(&self) -> PathBuf {
+        Path::new(PODS).join(&self.config.metadata.uid)
     }
 
     /// With another runtime handler.

@@ -14,8 +14,9 @@ crate::for_each_sandboxer!(long: volumes_are_shared_as_kubelet_prepared_them);
 /// One pod, many volumes: a boot takes seconds under emulation.
 fn volumes_are_shared_as_kubelet_prepared_them(sandboxer: Sandboxer) {
     let before = Traces::now();
-    let volumes = Volumes::new();
-    let pod = Pod::new("volumes", sandboxer).run();
+    let pod = Pod::new("volumes", sandboxer);
+    let volumes = Volumes::new(&pod.directory());
+    let pod = pod.run();
     let new = |name| {
         let container = pod.container(name, BUSYBOX).command(&FOREVER);
         let container = volume(container, &volumes.path("config"), "/config", |mount| mount.readonly = true);
@@ -99,9 +100,9 @@ struct Volumes {
 }
 
 impl Volumes {
-    fn new() -> Self {
-        let directory = std::env::temp_dir().join(format!("e2e-volumes-{}", std::process::id()));
-        fs::create_dir(&directory).expect("a new directory");
+    fn new(pod: &Path) -> Self {
+        let directory = pod.join("volumes");
+        fs::create_dir_all(&directory).expect("a new directory");
         let volumes = Self { directory };
         run(&["mount", "-t", "tmpfs", "volumes", &volumes.path("")]);
         run(&["mount", "--make-shared", &volumes.path("")]);
@@ -145,6 +146,8 @@ impl Drop for Volumes {
             // What a failed test never mounted is not there.
             try_run(&["umount", &self.path(name)]);
         }
-        fs::remove_dir(&self.directory).ok();
+        for directory in self.directory.ancestors().take(2) {
+            fs::remove_dir(directory).ok();
+        }
     }
 }

@@ -1,0 +1,169 @@
+use super::super::mount::TreeOptions;
+use super::*;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+const UID: &str = "0b8e7a52-59c1-4d7b-9d5f-7fb1c0d51c2e";
+
+/// A node in a directory, whose name is a real one.
+struct Node {
+    _directory: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl Node {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        Self { _directory: directory, root }
+    }
+
+    fn directory(&self, name: &str) -> PathBuf {
+        let path = self.root.join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    fn link(&self, from: &str, to: &Path) -> PathBuf {
+        let link = self.root.join(from);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(to, &link).unwrap();
+        link
+    }
+
+    fn policy(&self, host_paths: &[&str]) -> Policy {
+        Policy {
+            host_paths: host_paths.iter().map(|path| self.root.join(path)).collect(),
+            kubelet: self.root.join("kubelet"),
+            containerd: vec![self.root.join("lib/containerd"), self.root.join("run/containerd")],
+            pod: "pod".parse().unwrap(),
+            uid: PodUid::new(UID),
+        }
+    }
+}
+
+fn admit(policy: &Policy, source: &Path) -> Result<Resolved, String> {
+    let options = TreeOptions { recursive: true, read_only: false, follows_source: false };
+    let mount = HostMount { index: 0, destination: "/data".into(), source: source.into(), options };
+    policy.admit(&"web".parse().unwrap(), &mount).map_err(|error| error.to_string())
+}
+
+#[track_caller]
+fn assert_refused(policy: &Policy, source: &Path) {
+    let sentence =
+        format!("mount /data: {} of the node is not allowed: see host_paths in config.toml", source.display());
+    assert_eq!(admit(policy, source).unwrap_err(), sentence);
+}
+
+#[test]
+fn nothing_of_the_node_is_allowed_by_default() {
+    let node = Node::new();
+    for path in ["srv/data", "kubelet", "kubelet/pods", "lib/containerd", "run/containerd/io.containerd.grpc.v1.cri"] {
+        assert_refused(&node.policy(&[]), &node.directory(path));
+    }
+    assert_refused(&node.policy(&[]), Path::new("/"));
+}
+
+#[test]
+fn what_is_listed_is_allowed_with_all_below_it() {
+    let node = Node::new();
+    let policy = node.policy(&["srv/data"]);
+    let [data, below, beside] = ["srv/data", "srv/data/a/b", "srv/data-2"].map(|path| node.directory(path));
+    assert_eq!(admit(&policy, &data).unwrap().path, data);
+    assert_eq!(admit(&policy, &below.join("../b/.")).unwrap().path, below);
+    assert_refused(&policy, &beside);
+    assert_refused(&policy, data.parent().unwrap());
+    assert_refused(&policy, &data.join("../data-2"));
+    fs::write(data.join("file"), "").unwrap();
+    assert_eq!(admit(&policy, &data.join("file")).unwrap().path, data.join("file"));
+}
+
+#[test]
+fn a_link_is_judged_by_where_it_leads() {
+    let node = Node::new();
+    let policy = node.policy(&["run", "srv"]);
+    let [secret, allowed] = ["etc/secret", "run/app"].map(|path| node.directory(path));
+    assert_refused(&policy, &node.link("srv/out", &secret));
+    assert_refused(&policy, &node.link("srv/up", Path::new("../etc")).join("secret"));
+    let var = node.link("var/run", &node.root.join("run"));
+    assert_eq!(admit(&policy, &var.join("app")).unwrap().path, allowed);
+}
+
+#[test]
+fn a_listed_name_that_became_a_link_allows_nothing() {
+    let node = Node::new();
+    let policy = node.policy(&["srv", "srv/data"]);
+    let secret = node.directory("etc/secret");
+    assert_refused(&policy, &node.link("srv/data", &secret));
+}
+
+#[test]
+fn a_pod_has_its_own_directory_and_no_others() {
+    let node = Node::new();
+    let policy = node.policy(&[]);
+    let volume = |uid: &str| node.directory(&format!("kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/x"));
+    let [own, other, longer] = [UID, "other", &format!("{UID}-2")].map(volume);
+    assert_eq!(admit(&policy, &own).unwrap().path, own);
+    assert_refused(&policy, &other);
+    assert_refused(&policy, &longer);
+    assert_refused(&policy, &own.join("../../../../other"));
+    assert_refused(&policy, &node.link(&format!("kubelet/pods/{UID}/volumes/link"), &other));
+    let nobody = Policy { uid: None, ..policy };
+    assert_refused(&nobody, &own);
+}
+
+#[test]
+fn kubelets_directory_may_be_a_link() {
+    let node = Node::new();
+    let own = node.directory(&format!("disk/pods/{UID}/etc-hosts"));
+    node.link("kubelet", &node.root.join("disk"));
+    assert_eq!(admit(&node.policy(&[]), &node.root.join(format!("kubelet/pods/{UID}/etc-hosts"))).unwrap().path, own);
+}
+
+#[test]
+fn containerds_files_for_this_pod_are_allowed() {
+    let node = Node::new();
+    let policy = node.policy(&[]);
+    let of = |path: &str| node.directory(&format!("{path}/hosts"));
+    for own in [
+        "lib/containerd/io.containerd.grpc.v1.cri/sandboxes/pod",
+        "lib/containerd/io.containerd.grpc.v1.cri/containers/web/volumes/1",
+        "run/containerd/io.containerd.grpc.v1.cri/image-volumes/pod/sha256:1",
+    ] {
+        admit(&policy, &of(own)).unwrap();
+    }
+    for other in [
+        "lib/containerd/io.containerd.grpc.v1.cri/sandboxes/pod2",
+        "lib/containerd/io.containerd.grpc.v1.cri/containers/db/volumes/1",
+        "lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/1",
+    ] {
+        assert_refused(&policy, &of(other));
+    }
+}
+
+#[test]
+fn what_is_not_there_is_an_error_of_its_own() {
+    let node = Node::new();
+    let source = node.root.join("none");
+    let start = format!("cannot share {} with container web: ", source.display());
+    let error = admit(&node.policy(&["none"]), &source).unwrap_err();
+    assert!(error.starts_with(&start), "{error}");
+}
+
+#[test]
+fn the_kernels_links_into_processes_are_not_followed() {
+    let node = Node::new();
+    let error = admit(&node.policy(&[]), Path::new("/proc/self/root")).unwrap_err();
+    assert!(error.starts_with("cannot share /proc/self/root with container web: "), "{error}");
+}
+
+#[test]
+fn a_removed_directory_is_not_what_its_name_says() {
+    let node = Node::new();
+    let policy = node.policy(&["srv"]);
+    let gone = node.directory("srv/gone");
+    let found = Resolved::open(&gone).unwrap();
+    fs::remove_dir(&gone).unwrap();
+    let path = fs::read_link(format!("/proc/self/fd/{}", found.fd.as_raw_fd())).unwrap();
+    assert!(!policy.allows(&"web".parse().unwrap(), &path), "{}", path.display());
+}
