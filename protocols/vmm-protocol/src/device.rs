@@ -18,6 +18,11 @@ pub enum Device {
         image: FdSlot,
         read_only: bool,
     },
+    /// A read-only disk that is the concatenation of files, each at its place of [`crate::part_offsets`].
+    Layers {
+        /// Regular files open for reading alone, 1 to [`crate::MAX_PARTS`]. None may change while it is attached.
+        parts: Vec<FdSlot>,
+    },
     Net {
         /// A tap device with `IFF_VNET_HDR`, whose header length was not changed since it was made.
         tap: FdSlot,

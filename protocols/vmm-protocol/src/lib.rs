@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 mod device;
+mod layers;
 mod machine;
 
 pub use device::{Device, DeviceId, PciAddress};
+pub use layers::{MAX_PARTS, PART_ALIGNMENT, part_offsets};
 pub use machine::{Jail, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Machine};
 
 use serde::{Deserialize, Serialize};
@@ -21,8 +23,10 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Longest message, in bytes.
 pub const MAX_MESSAGE: usize = 32 * 1024;
 
-/// Most descriptors on one message.
-pub const MAX_FDS: usize = 16;
+/// Most descriptors on one message: the parts of a disk of layers, and room. The kernel's own limit is 253.
+pub const MAX_FDS: usize = 140;
+
+const _: () = assert!(MAX_PARTS < MAX_FDS && MAX_FDS <= 253);
 
 /// Longest text of an error that the VMM reports, in bytes. Longer ones are cut by the VMM.
 pub const MAX_ERROR: usize = 1024;

@@ -133,6 +133,14 @@ mod tests {
     }
 
     #[test]
+    fn the_most_descriptors_arrive() {
+        let (shim, channel) = pair();
+        send(&shim, &detach(), &[shim.as_raw_fd(); MAX_FDS]);
+        let (_, mut descriptors) = channel.receive().unwrap().unwrap();
+        assert!((0..MAX_FDS).all(|slot| descriptors.take(FdSlot(u8::try_from(slot).unwrap())).is_ok()));
+    }
+
+    #[test]
     fn a_closed_peer_is_the_end() {
         let (shim, channel) = pair();
         drop(shim);
@@ -144,7 +152,7 @@ mod tests {
         let (shim, channel) = pair();
         send(&shim, &vec![b' '; MAX_MESSAGE + 1], &[]);
         assert!(matches!(channel.receive(), Err(ChannelError::Truncated)));
-        send(&shim, &detach(), &[shim.as_raw_fd(); 2 * MAX_FDS]);
+        send(&shim, &detach(), &[shim.as_raw_fd(); MAX_FDS + 3]);
         assert!(matches!(channel.receive(), Err(ChannelError::Truncated)));
     }
 

@@ -155,6 +155,10 @@ fn attachment(device: Device, mut descriptors: Descriptors) -> Result<Attachment
         Device::Block { image, read_only } => {
             Attachment::Block { image: File::from(descriptors.take(image)?), read_only }
         }
+        Device::Layers { parts } => {
+            let parts = parts.into_iter().map(|part| descriptors.take(part).map(File::from));
+            Attachment::Layers { parts: parts.collect::<Result<_, _>>()? }
+        }
         Device::Net { tap, mac, mtu } => Attachment::Net { tap: File::from(descriptors.take(tap)?), mac, mtu },
         Device::Fs { tag, server } => Attachment::Fs { tag, server: descriptors.take(server)? },
     })

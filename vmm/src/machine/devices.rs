@@ -32,6 +32,7 @@ pub type Placed = (u8, Box<dyn VirtioDevice>);
 #[derive(Debug)]
 pub enum Attachment {
     Block { image: File, read_only: bool },
+    Layers { parts: Vec<File> },
     Net { tap: File, mac: [u8; 6], mtu: u16 },
     Fs { tag: String, server: OwnedFd },
 }
@@ -50,6 +51,7 @@ impl Attachment {
     pub fn into_device(self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
         Ok(match self {
             Self::Block { image, read_only } => Box::new(Block::new(image, read_only)?),
+            Self::Layers { parts } => Box::new(Block::layers(parts)?),
             Self::Fs { tag, server } => Box::new(Fs::new(&tag, server)?),
             Self::Net { tap, mac, mtu } => Box::new(Net::new(tap, mac, mtu)?),
         })

@@ -1,8 +1,9 @@
-//! virtio-blk: a raw disk in a file or on a block device of the host.
+//! virtio-blk: a raw disk in a file or on a block device of the host, or a read-only one of several files.
 //!
 //! The image's format is never probed: what a guest writes to its first sectors must not make the host open other
 //! files. Requests are carried out one after the other on the device's thread.
 
+mod image;
 mod request;
 mod spec;
 #[cfg(test)]
@@ -12,18 +13,18 @@ mod worker;
 use super::device::{DeviceTraits, Resources, StartError, VirtioDevice, read_config_bytes};
 use super::ring::Ring;
 use super::service::ServiceThread;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use image::Image;
 use request::Limits;
 use spec::{CONFIG_LENGTH, DEVICE_TYPE, QUEUE_SIZE, SECTOR};
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
+use std::io;
 use std::sync::Arc;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_queue::Queue;
+use vmm_protocol::MAX_PARTS;
 use worker::Disk;
 
 const REQUEST_QUEUE: usize = 0;
@@ -39,11 +40,17 @@ pub enum BlockError {
     Length(u64),
     #[error("disk image is not open for {0}")]
     Mode(&'static str),
+    #[error("a layer is not a regular file")]
+    PartType,
+    #[error("a layer is open for more than reading")]
+    PartMode,
+    #[error("{0} layers are no disk: one is empty, or they are none, or more than {MAX_PARTS}, or too long")]
+    Parts(usize),
 }
 
 #[derive(Debug)]
 pub struct Block {
-    image: Arc<File>,
+    image: Arc<Image>,
     limits: Limits,
     config: [u8; CONFIG_LENGTH],
     thread: ServiceThread<Disk>,
@@ -51,30 +58,19 @@ pub struct Block {
 
 impl Block {
     /// A disk of the size that `image` has now.
-    pub fn new(mut image: File, read_only: bool) -> Result<Self, BlockError> {
-        let file_type = image.metadata().map_err(BlockError::Inspect)?.file_type();
-        if !file_type.is_file() && !file_type.is_block_device() {
-            return Err(BlockError::Type);
-        }
-        check_mode(&image, read_only)?;
-        // Tells the size of a block device as well.
-        let length = image.seek(SeekFrom::End(0)).map_err(BlockError::Inspect)?;
-        if length == 0 || !length.is_multiple_of(SECTOR) {
-            return Err(BlockError::Length(length));
-        }
-        let limits = Limits { sectors: length / SECTOR, read_only };
-        let config = spec::config(limits.sectors);
-        Ok(Self { image: Arc::new(image), limits, config, thread: ServiceThread::default() })
+    pub fn new(image: File, read_only: bool) -> Result<Self, BlockError> {
+        Ok(Self::of(Image::file(image, read_only)?, read_only))
     }
-}
 
-fn check_mode(image: &File, read_only: bool) -> Result<(), BlockError> {
-    let flags = fcntl(image, FcntlArg::F_GETFL).map_err(|error| BlockError::Inspect(error.into()))?;
-    match OFlag::from_bits_retain(flags & libc::O_ACCMODE) {
-        OFlag::O_RDWR => Ok(()),
-        OFlag::O_RDONLY if read_only => Ok(()),
-        OFlag::O_RDONLY => Err(BlockError::Mode("writing")),
-        _ => Err(BlockError::Mode("reading")),
+    /// A read-only disk of several files: `docs/protocols/vmm.md` has the layout.
+    pub fn layers(parts: Vec<File>) -> Result<Self, BlockError> {
+        Ok(Self::of(Image::parts(parts)?, true))
+    }
+
+    fn of(image: Image, read_only: bool) -> Self {
+        let limits = Limits { sectors: image.length() / SECTOR, read_only };
+        let config = spec::config(limits.sectors);
+        Self { image: Arc::new(image), limits, config, thread: ServiceThread::default() }
     }
 }
 

@@ -5,6 +5,8 @@ use crate::virtio::testing::{
 };
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+mod parts;
+
 const READ: u32 = 0;
 const WRITE_DATA: u32 = 1;
 const FLUSH: u32 = 4;

@@ -1,15 +1,14 @@
 //! Carries out requests of virtio-blk.
 
+use super::image::{Image, transfer};
 use super::request::{Data, Limits, Request};
 use super::spec::{HEADER_LENGTH, ID_LENGTH, Status};
 use crate::jail::ThreadKind;
-use crate::virtio::chain::{Buffer, Chain, Memory, Slice};
+use crate::virtio::chain::{Chain, Memory};
 use crate::virtio::service::Service;
 use crate::virtio::vectored;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,12 +17,12 @@ const ID: &[u8] = b"bulkhead";
 
 #[derive(Debug)]
 pub struct Disk {
-    image: Arc<File>,
+    image: Arc<Image>,
     limits: Limits,
 }
 
 impl Disk {
-    pub fn new(image: Arc<File>, limits: Limits) -> Self {
+    pub fn new(image: Arc<Image>, limits: Limits) -> Self {
         Self { image, limits }
     }
 
@@ -50,14 +49,15 @@ impl Disk {
         })?;
         match request {
             Request::Read { offset } => {
-                transfer(memory, &chain.writable, 0..wanted, offset, |at, to| vectored::read_at(&*self.image, at, to))?;
+                self.image.read(memory, &chain.writable, wanted, offset)?;
                 return Ok(wanted);
             }
             Request::Write { offset } => {
                 let data = HEADER_LENGTH..chain.readable.len();
-                transfer(memory, &chain.readable, data, offset, |at, of| vectored::write_at(&*self.image, at, of))?;
+                let file = self.image.writable()?;
+                transfer(memory, &chain.readable, data, offset, |at, of| vectored::write_at(file, at, of))?;
             }
-            Request::Flush => self.image.sync_data().map_err(|_| Status::IoError)?,
+            Request::Flush => self.image.sync()?,
             Request::Identify => {
                 let mut id = [0; ID_LENGTH];
                 id[..ID.len()].copy_from_slice(ID);
@@ -87,8 +87,9 @@ impl Disk {
         }
         let offset = |bytes: u64| libc::off_t::try_from(bytes).map_err(|_| Status::IoError);
         let (start, length) = (offset(range.start)?, offset(range.end - range.start)?);
+        let file = self.image.writable()?;
         loop {
-            match fallocate(&*self.image, mode | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length) {
+            match fallocate(file, mode | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 // The guest's kernel writes zeroes itself then.
@@ -105,27 +106,4 @@ impl Service for Disk {
     fn serve(&mut self, memory: &Memory, chain: &Chain) -> u32 {
         self.answer(memory, chain).unwrap_or(0)
     }
-}
-
-/// Moves the bytes `range` of a buffer, in as many calls as the kernel needs. A file that ends early is an error: it
-/// was cut while in use.
-fn transfer(
-    memory: &Memory,
-    buffer: &Buffer,
-    range: Range<usize>,
-    mut offset: u64,
-    mut call: impl FnMut(u64, &[Slice]) -> io::Result<usize>,
-) -> Result<(), Status> {
-    let mut start = range.start;
-    while start < range.end {
-        let slices = buffer.slices(memory, start..range.end).map_err(|_| Status::IoError)?;
-        match call(offset, &slices) {
-            Ok(count) if count > 0 => {
-                start += count;
-                offset += count as u64;
-            }
-            _ => return Err(Status::IoError),
-        }
-    }
-    Ok(())
 }
