@@ -8,6 +8,7 @@
 pub mod freshness;
 pub mod jail;
 pub mod numbers;
+pub mod remembered;
 pub mod request;
 pub mod serve;
 pub mod share;

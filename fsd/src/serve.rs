@@ -9,6 +9,7 @@ use crate::share::Share;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{MsgFlags, getsockopt, recv, setsockopt, sockopt};
 use nix::unistd::write;
 use std::io;
@@ -56,7 +57,8 @@ pub fn prepare(socket: &impl AsFd) -> Result<(), ServeError> {
 /// Serves `root` on standard input until the other side closes it. Call it in the jail.
 pub fn run(root: &Path) -> Result<(), ServeError> {
     let root = root.to_str().ok_or_else(|| ServeError::Share(Errno::EINVAL.into()))?;
-    let server = Arc::new(Server::new(Share::new(root).map_err(ServeError::Share)?));
+    let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| ServeError::Share(error.into()))?;
+    let server = Arc::new(Server::new(Share::new(root, open_files).map_err(ServeError::Share)?));
     for _ in 1..THREADS {
         let server = Arc::clone(&server);
         let builder = thread::Builder::new().name("files".into()).stack_size(STACK);

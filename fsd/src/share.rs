@@ -1,6 +1,7 @@
 //! The share as a file system: what [`PassthroughFs`] does, with what a pod needs besides.
 //!
 //! - `.` and `..` are no names: the guest's kernel resolves them itself, so only an attacker sends them.
+//! - The guest remembers a bounded number of files ([`Remembered`]).
 //! - Requests carry up to 128 KiB instead of one page.
 //! - Inode numbers are unique across the file systems of the share ([`InodeNumbers`]).
 //! - What only the guest changes stays true for it ([`Freshness`]); closing what was only read asks nothing.
@@ -10,6 +11,7 @@
 
 use crate::freshness::{Found, Freshness, SHORT};
 use crate::numbers::InodeNumbers;
+use crate::remembered::Remembered;
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid,
@@ -38,6 +40,7 @@ pub struct Share {
     files: PassthroughFs,
     numbers: InodeNumbers,
     freshness: Freshness,
+    remembered: Remembered,
 }
 
 impl fmt::Debug for Share {
@@ -47,8 +50,9 @@ impl fmt::Debug for Share {
 }
 
 impl Share {
-    /// Serves `root`. `/proc` must be that of this process, now and later.
-    pub fn new(root: &str) -> io::Result<Self> {
+    /// Serves `root`, as a process that may have `open_files` files open. `/proc` must be that of this process, now and
+    /// later.
+    pub fn new(root: &str, open_files: u64) -> io::Result<Self> {
         let files = PassthroughFs::new(Config {
             root_dir: root.into(),
             cache_policy: CachePolicy::Auto,
@@ -63,11 +67,24 @@ impl Share {
             ..Config::default()
         })?;
         files.import()?;
-        Ok(Self { files, numbers: InodeNumbers::default(), freshness: Freshness::default() })
+        let (numbers, freshness) = Default::default();
+        Ok(Self { files, numbers, freshness, remembered: Remembered::within(open_files) })
     }
 
     fn renumber(&self, attributes: &mut stat64) {
         attributes.st_ino = self.numbers.unique(attributes.st_dev, attributes.st_ino);
+    }
+
+    /// Asked before something is made, so that it is not made and then refused.
+    fn check_room(&self) -> io::Result<()> {
+        if self.remembered.has_room() { Ok(()) } else { Err(full()) }
+    }
+
+    /// An entry that the library has just made.
+    fn made(&self, entry: io::Result<Entry>) -> io::Result<Entry> {
+        let entry = entry.map_err(of_server)?;
+        self.remembered.add(entry.inode);
+        Ok(self.entry(entry))
     }
 
     /// An entry as the guest sees it.
@@ -98,13 +115,35 @@ fn no_flush() -> OpenOptions {
     unsafe { OpenOptions::from_bits_unchecked(1 << 5) }
 }
 
-/// The flags of a file that the guest opens or has changed since, as they are for the host's file.
+/// What holds of the flags of a file, which the guest gives at each use, for the host's file. `O_TMPFILE` and `O_PATH`
+/// make something else of it, signals of `O_ASYNC` would be ours.
 fn host_flags(flags: u32) -> u32 {
-    flags & !libc::O_DIRECT.cast_unsigned()
+    const KEPT: i32 = libc::O_ACCMODE
+        | libc::O_CREAT
+        | libc::O_EXCL
+        | libc::O_TRUNC
+        | libc::O_APPEND
+        | libc::O_NONBLOCK
+        | libc::O_DSYNC
+        | libc::O_SYNC
+        | libc::O_DIRECTORY
+        | libc::O_NOFOLLOW
+        | libc::O_NOATIME;
+    flags & KEPT.cast_unsigned()
 }
 
 fn reads_only(flags: u32) -> bool {
     flags & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned()
+}
+
+/// What a request for one file too many gets.
+fn full() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENFILE)
+}
+
+/// That this process has too many open files is, to a process in the guest, that the system has.
+fn of_server(error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(libc::EMFILE) { full() } else { error }
 }
 
 /// A name is one component that leads down.
@@ -126,19 +165,28 @@ impl FileSystem for Share {
 
     fn destroy(&self) {
         self.files.destroy();
+        self.remembered.clear();
     }
 
     fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        let entry = self.files.lookup(context, parent, name)?;
+        let entry = self.files.lookup(context, parent, name).map_err(of_server)?;
+        if !self.remembered.add_if_room(entry.inode) {
+            self.files.forget(context, entry.inode, 1);
+            return Err(full());
+        }
         Ok(self.found(context, parent, name.to_bytes(), entry))
     }
 
     fn forget(&self, context: &Context, inode: u64, count: u64) {
+        self.remembered.remove(inode, count);
         self.files.forget(context, inode, count);
     }
 
     fn batch_forget(&self, context: &Context, requests: Vec<(u64, u64)>) {
+        for (inode, count) in &requests {
+            self.remembered.remove(*inode, *count);
+        }
         self.files.batch_forget(context, requests);
     }
 
@@ -154,7 +202,8 @@ impl FileSystem for Share {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
-        Ok(self.attributes(self.files.setattr(context, inode, attributes, handle, valid)?))
+        let changed = self.files.setattr(context, inode, attributes, handle, valid).map_err(of_server)?;
+        Ok(self.attributes(changed))
     }
 
     fn readlink(&self, context: &Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -163,7 +212,8 @@ impl FileSystem for Share {
 
     fn symlink(&self, context: &Context, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        Ok(self.entry(self.files.symlink(context, target, parent, name)?))
+        self.check_room()?;
+        self.made(self.files.symlink(context, target, parent, name))
     }
 
     fn mknod(
@@ -176,12 +226,14 @@ impl FileSystem for Share {
         umask: u32,
     ) -> io::Result<Entry> {
         check_name(name)?;
-        Ok(self.entry(self.files.mknod(context, parent, name, mode, rdev, umask)?))
+        self.check_room()?;
+        self.made(self.files.mknod(context, parent, name, mode, rdev, umask))
     }
 
     fn mkdir(&self, context: &Context, parent: u64, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry> {
         check_name(name)?;
-        Ok(self.entry(self.files.mkdir(context, parent, name, mode, umask)?))
+        self.check_room()?;
+        self.made(self.files.mkdir(context, parent, name, mode, umask))
     }
 
     fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
@@ -210,7 +262,7 @@ impl FileSystem for Share {
 
     fn link(&self, context: &Context, inode: u64, new_parent: u64, new_name: &CStr) -> io::Result<Entry> {
         check_name(new_name)?;
-        Ok(self.entry(self.files.link(context, inode, new_parent, new_name)?))
+        self.made(self.files.link(context, inode, new_parent, new_name))
     }
 
     fn open(
@@ -221,7 +273,8 @@ impl FileSystem for Share {
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         let flags = host_flags(flags);
-        let (handle, options, passthrough) = self.files.open(context, inode, flags, fuse_flags)?;
+        let opened = self.files.open(context, inode, flags, fuse_flags).map_err(of_server)?;
+        let (handle, options, passthrough) = opened;
         let options = if reads_only(flags) { options | no_flush() } else { options };
         Ok((handle, options, passthrough))
     }
@@ -234,9 +287,11 @@ impl FileSystem for Share {
         mut arguments: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
         check_name(name)?;
+        self.check_room()?;
         arguments.flags = host_flags(arguments.flags);
-        let (entry, handle, options, passthrough) = self.files.create(context, parent, name, arguments)?;
-        Ok((self.entry(entry), handle, options, passthrough))
+        let created = self.files.create(context, parent, name, arguments).map_err(of_server)?;
+        let (entry, handle, options, passthrough) = created;
+        Ok((self.made(Ok(entry))?, handle, options, passthrough))
     }
 
     fn read(
@@ -271,7 +326,12 @@ impl FileSystem for Share {
     }
 
     fn flush(&self, context: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
-        self.files.flush(context, inode, handle, lock_owner)
+        let flushed = self.files.flush(context, inode, handle, lock_owner);
+        match flushed.as_ref().map_err(io::Error::raw_os_error) {
+            // It takes a descriptor, and closing a file must not fail for want of one.
+            Err(Some(libc::EMFILE)) => self.files.fsync(context, inode, false, handle),
+            _ => flushed,
+        }
     }
 
     fn fsync(&self, context: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()> {
@@ -324,7 +384,7 @@ impl FileSystem for Share {
     }
 
     fn opendir(&self, context: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.files.opendir(context, inode, flags)
+        self.files.opendir(context, inode, host_flags(flags)).map_err(of_server)
     }
 
     /// Entries with the inode numbers that `getattr` tells, which the library's own `readdir` does not give.
@@ -337,7 +397,7 @@ impl FileSystem for Share {
         offset: u64,
         add: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, entry| {
+        let listed = self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, entry| {
             name.ino = self.numbers.unique(entry.attr.st_dev, entry.attr.st_ino);
             let added = add(name);
             // An entry that was not added is forgotten by the library.
@@ -345,7 +405,8 @@ impl FileSystem for Share {
                 self.files.forget(context, entry.inode, 1);
             }
             added
-        })
+        });
+        listed.map_err(of_server)
     }
 
     fn readdirplus(
@@ -357,11 +418,25 @@ impl FileSystem for Share {
         offset: u64,
         add: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, entry| {
-            let entry = self.found(context, inode, name.name, entry);
+        let listed = self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, entry| {
+            let mut entry = self.found(context, inode, name.name, entry);
+            let number = entry.inode;
             name.ino = entry.attr.st_ino;
-            add(name, entry)
-        })
+            let told = self.remembered.add_if_room(number);
+            if !told {
+                // A name, of which the guest learns nothing else.
+                entry.inode = 0;
+            }
+            let added = add(name, entry);
+            match added {
+                // It did not fit. The library forgets it by itself.
+                Ok(0) if told => self.remembered.remove(number, 1),
+                Ok(1..) if !told => self.files.forget(context, number, 1),
+                _ => {}
+            }
+            added
+        });
+        listed.map_err(of_server)
     }
 
     fn fsyncdir(&self, context: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()> {

@@ -31,8 +31,8 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability::CAP_SETFCAP,
 ];
 
-/// Most open files: one for each inode that the guest's kernel knows.
-pub const OPEN_FILES: u64 = 1 << 20;
+/// Most open files: those that the guest's kernel remembers, and as many again for those that its processes have open.
+pub const OPEN_FILES: u64 = 2 * crate::remembered::MOST as u64;
 
 /// What threads may call. Nothing that executes, mounts, traces, signals others, connects, or opens by file handle:
 /// a handle reaches every file of a file system.

@@ -3,6 +3,8 @@
 //! Every fixture lives in a mount namespace of its own thread, so that a test that fails leaves no mount behind.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
+pub mod raw;
+
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt};
