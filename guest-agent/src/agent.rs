@@ -8,6 +8,7 @@ use crate::pci::PciBus;
 use crate::pids::PodPids;
 use crate::reaper::Reaper;
 use crate::rootfs::Share;
+use crate::volumes::Volumes;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,6 +65,7 @@ pub struct Agent {
     pub pci: PciBus,
     pub share: Share,
     pub pod_pids: PodPids,
+    pub volumes: Volumes,
     pub oom_events: mpsc::Sender<OomEvent>,
     pub next_oom_event: Mutex<mpsc::Receiver<OomEvent>>,
 }
@@ -82,6 +84,7 @@ impl Agent {
             crun: Crun::new(paths.crun.clone(), paths.run.join("crun"), reaper),
             pci: PciBus::new(&paths.sysfs),
             share,
+            volumes: Volumes::new(paths.run.join("v")),
             containers: Table::default(),
             oom_events,
             next_oom_event: Mutex::new(next_oom_event),

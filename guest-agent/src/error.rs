@@ -1,6 +1,6 @@
 //! What can go wrong between the shim's call and its answer, and the one table of codes for it.
 
-use crate::id::{ContainerId, ProcessName};
+use crate::id::{ContainerId, ProcessName, VolumeId};
 use std::io;
 use ttrpc::Code;
 
@@ -16,6 +16,8 @@ pub enum Error {
     NoContainer(ContainerId),
     #[error("there is no {0}")]
     NoProcess(ProcessName),
+    #[error("there is no volume {0}")]
+    NoVolume(VolumeId),
     #[error("{0} has ended")]
     Ended(ProcessName),
     #[error("cannot {operation} {process}: it {state}")]
@@ -48,7 +50,7 @@ impl Error {
         match self {
             Self::Invalid { .. } => Code::INVALID_ARGUMENT,
             Self::ContainerExists(_) | Self::ProcessExists(_) => Code::ALREADY_EXISTS,
-            Self::NoContainer(_) | Self::NoProcess(_) | Self::Ended(_) => Code::NOT_FOUND,
+            Self::NoContainer(_) | Self::NoProcess(_) | Self::NoVolume(_) | Self::Ended(_) => Code::NOT_FOUND,
             Self::WrongState { .. } => Code::FAILED_PRECONDITION,
             Self::Limit { .. } => Code::RESOURCE_EXHAUSTED,
             Self::Runtime { .. } => Code::UNKNOWN,
@@ -78,6 +80,7 @@ mod tests {
             (Error::ProcessExists(process.clone()), Code::ALREADY_EXISTS),
             (Error::NoContainer(container), Code::NOT_FOUND),
             (Error::NoProcess(process.clone()), Code::NOT_FOUND),
+            (Error::NoVolume(VolumeId::parse("v1").unwrap()), Code::NOT_FOUND),
             (Error::Ended(process.clone()), Code::NOT_FOUND),
             (Error::WrongState { operation: "delete", process, state: "is running" }, Code::FAILED_PRECONDITION),
             (Error::Limit { what: "containers", limit: 1 }, Code::RESOURCE_EXHAUSTED),

@@ -99,6 +99,30 @@ impl PciAddress {
     }
 }
 
+/// The name of a volume: `v` and a number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VolumeId(String);
+
+impl VolumeId {
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let digits = text.strip_prefix('v').unwrap_or_default();
+        if digits.is_empty() || digits.len() > 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Error::invalid("volume", text, "the form is v7"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A path in the pod's file share, as the guest sees it. It can't leave the share by its spelling.
 pub fn share_path(text: &str) -> Result<PathBuf, Error> {
     let path = Path::new(text);
@@ -139,6 +163,14 @@ mod tests {
         assert!(PciAddress::parse("0000:00:1f.7").is_ok());
         for text in ["", "00:04.0", "0000:00:04.0/", "0000:00:0G.0", "0000:00:04:0", "../../00:04.0"] {
             assert!(PciAddress::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn volumes_are_numbered() {
+        assert_eq!(VolumeId::parse("v7").unwrap().as_str(), "v7");
+        for text in ["", "v", "7", "v-1", "v1/..", "vv1", "v1 ", "../v1"] {
+            assert!(VolumeId::parse(text).is_err(), "{text:?}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! the shim's work. What it must be is right, small and quick, and never in the way of a kill.
 //!
 //! `init` is PID 1, `guest` prepares the kernel, `server` listens, `rpc` has a file per call, `container` does the
-//! work with `crun`, `rootfs`, `cgroup` and `stdio`, and `reaper` collects every child.
+//! work with `crun`, `rootfs`, `cgroup`, `volumes` and `stdio`, and `reaper` collects every child.
 
 pub mod agent;
 pub mod cgroup;
@@ -25,3 +25,4 @@ pub mod server;
 pub mod spec;
 pub mod stdio;
 pub mod streams;
+pub mod volumes;

@@ -11,19 +11,23 @@ mod delete;
 mod devices;
 mod events;
 mod freeze;
+mod put_files;
 mod resize_terminal;
 mod shutdown;
 mod signal;
 mod start;
+mod take_file;
 mod update;
+mod volumes;
 mod wait;
 
 use crate::agent::Agent;
 use crate::error::Error;
 use agent_protocol::agent::{
     ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest,
-    CreateProcessRequest, Empty, Event, ListProcessesResponse, ProcessRequest, ReleaseDeviceRequest,
-    ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest, WaitResponse,
+    CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest, ProcessRequest, PutFilesRequest,
+    ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, TakeFileRequest,
+    TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -112,6 +116,22 @@ impl agent_protocol::agent_ttrpc::Agent for Service {
         self.finish(|agent| update::update(agent, request)).await
     }
 
+    async fn prepare_volume(&self, _: &TtrpcContext, request: PrepareVolumeRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| volumes::prepare(agent, request)).await
+    }
+
+    async fn put_files(&self, _: &TtrpcContext, request: PutFilesRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| put_files::put_files(agent, request)).await
+    }
+
+    async fn take_file(&self, _: &TtrpcContext, request: TakeFileRequest) -> ttrpc::Result<TakeFileResponse> {
+        self.finish(|agent| take_file::take_file(agent, request)).await
+    }
+
+    async fn release_volume(&self, _: &TtrpcContext, request: VolumeRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| volumes::release(agent, request)).await
+    }
+
     async fn release_device(&self, _: &TtrpcContext, request: ReleaseDeviceRequest) -> ttrpc::Result<Empty> {
         self.finish(|agent| devices::release(agent, request)).await
     }
@@ -123,4 +143,9 @@ impl agent_protocol::agent_ttrpc::Agent for Service {
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         self.finish(shutdown::shutdown).await
     }
+}
+
+/// Runs what waits for the kernel on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::system("run", "a thread"))?
 }

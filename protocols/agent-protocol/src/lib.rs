@@ -3,6 +3,7 @@
 //! No I/O happens here. The shim treats every answer as hostile: the limits below are what it accepts.
 //! `docs/protocols/agent.md` is the prose of this crate.
 
+pub mod files;
 pub mod forward;
 pub mod stream;
 
@@ -53,6 +54,12 @@ pub const POD_FILES: &str = "/run/bulkhead/pod";
 pub const HOSTNAME: &str = "hostname";
 pub const HOSTS: &str = "hosts";
 pub const RESOLV_CONF: &str = "resolv.conf";
+
+/// Where the guest has its volumes, each in a directory with the volume's id as its name.
+pub const VOLUMES: &str = "/run/bulkhead/v";
+
+/// The one file of a volume that is mounted as a file.
+pub const VOLUME_FILE: &str = "file";
 
 /// The guest's memory file system that its containers share as `/dev/shm`.
 pub const POD_SHM: &str = "/dev/shm";

@@ -1,0 +1,154 @@
+//! Volumes whose files the shim sends: configuration of the pod, which lives in the guest's memory.
+//!
+//! Each is a memory file system of its own below [`agent_protocol::VOLUMES`], bounded in bytes and files, without
+//! devices and set-user-id programs. `content` changes what is in it. Nothing here is ever logged: it holds secrets.
+
+mod content;
+
+use crate::error::Error;
+use crate::id::VolumeId;
+use agent_protocol::VOLUME_FILE;
+use agent_protocol::agent::{FileEntry, PushedVolume};
+use agent_protocol::files::MAX_ENTRIES;
+use content::Content;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Far above use: a pod has a few dozen.
+const MAX_VOLUMES: usize = 1024;
+
+/// Most bytes of one volume.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// What the kernel counts for a file, however short.
+const PAGE: u64 = 4096;
+
+/// Every volume of the pod.
+#[derive(Debug)]
+pub struct Volumes {
+    directory: PathBuf,
+    all: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+}
+
+/// One volume. Calls about it wait for each other.
+#[derive(Debug)]
+struct Volume {
+    path: PathBuf,
+    content: Mutex<Content>,
+}
+
+impl Volumes {
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, all: Mutex::default() }
+    }
+
+    /// The volume is there when this returns. One that was there before keeps its size.
+    pub fn prepare(&self, id: &VolumeId, volume: &PushedVolume) -> Result<(), Error> {
+        self.prepare_with(id, volume, mount_memory)
+    }
+
+    fn prepare_with(
+        &self,
+        id: &VolumeId,
+        volume: &PushedVolume,
+        mount: impl FnOnce(&Path, &str) -> nix::Result<()>,
+    ) -> Result<(), Error> {
+        let options = tmpfs_options(volume)?;
+        let mut all = lock(&self.all);
+        if all.contains_key(id) {
+            return Ok(());
+        }
+        if all.len() >= MAX_VOLUMES {
+            return Err(Error::Limit { what: "volumes", limit: MAX_VOLUMES });
+        }
+        let path = self.directory.join(id.as_str());
+        std::fs::create_dir_all(&path).map_err(Error::system("create", path.display()))?;
+        let made = mount(&path, &options).map_err(Error::system("mount", path.display()));
+        let content = made.and_then(|()| Content::open(&path).map_err(Error::system("open", path.display())));
+        match content {
+            Ok(content) => {
+                all.insert(id.clone(), Arc::new(Volume { path, content: Mutex::new(content) }));
+                Ok(())
+            }
+            Err(error) => {
+                remove(&path).ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts entries of a generation into the volume; with `last`, the generation becomes what containers see.
+    pub fn put(&self, id: &VolumeId, generation: u64, entries: &[FileEntry], last: bool) -> Result<(), Error> {
+        let volume = self.get(id)?;
+        let mut content = lock(&volume.content);
+        content.begin(generation)?;
+        for entry in entries {
+            content.put(entry)?;
+        }
+        if last { content.swap_in() } else { Ok(()) }
+    }
+
+    /// What the volume's one file holds, up to `limit` bytes, and whether there is more.
+    pub fn take_file(&self, id: &VolumeId, limit: usize) -> Result<(Vec<u8>, bool), Error> {
+        let path = self.get(id)?.path.join(VOLUME_FILE);
+        let failed = || Error::system("read", path.display());
+        let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
+        let mut content = Vec::new();
+        file.and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut content)).map_err(failed())?;
+        let cut = content.len() > limit;
+        content.truncate(limit);
+        Ok((content, cut))
+    }
+
+    /// Forgets a volume. Containers that still mount it keep its files.
+    pub fn release(&self, id: &VolumeId) -> Result<(), Error> {
+        let volume = lock(&self.all).remove(id);
+        // Its descriptor goes first: what is in use can't be unmounted.
+        let path = volume.map(|volume| volume.path.clone());
+        path.map_or(Ok(()), |path| remove(&path).map_err(Error::system("remove", path.display())))
+    }
+
+    fn get(&self, id: &VolumeId) -> Result<Arc<Volume>, Error> {
+        lock(&self.all).get(id).cloned().ok_or_else(|| Error::NoVolume(id.clone()))
+    }
+}
+
+/// Two contents have room: the old one is there until the new one is swapped in.
+fn tmpfs_options(volume: &PushedVolume) -> Result<String, Error> {
+    let PushedVolume { limit, entries, mode, uid, gid, .. } = volume;
+    if *limit > MAX_BYTES || *entries as usize > MAX_ENTRIES {
+        let asked = format!("{limit} bytes, {entries} entries");
+        return Err(Error::invalid("volume size", &asked, format!("at most {MAX_BYTES} bytes, {MAX_ENTRIES} entries")));
+    }
+    let files = u64::from(*entries);
+    // The top directory, `..data_tmp`, and both contents.
+    let (bytes, files) = (2 * (limit + files * PAGE), 2 * files + 4);
+    let mode = mode & 0o7777;
+    Ok(format!("size={bytes},nr_inodes={files},mode={mode:o},uid={uid},gid={gid}"))
+}
+
+fn mount_memory(path: &Path, options: &str) -> nix::Result<()> {
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options))
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+            umount2(path, MntFlags::MNT_DETACH)?;
+            std::fs::remove_dir(path)
+        }
+        result => result,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
