@@ -5,6 +5,8 @@
 //! once, judged by the real name of what was found, and used through the descriptor that was judged.
 
 use super::SandboxError;
+mod origin;
+
 use super::guest_spec::HostMount;
 use super::spec::{PodUid, SandboxSpec, SpecError, shown};
 use crate::identifier::Identifier;
@@ -17,6 +19,12 @@ use std::path::{Path, PathBuf};
 
 /// Where the CRI plugin keeps its files, below containerd's directories.
 const CRI: &str = "io.containerd.grpc.v1.cri";
+
+/// What kubelet mounts of a pod's directory. The whole of it would bring the mounts below it along.
+const OF_POD: [&str; 3] = ["containers", "etc-hosts", "volumes"];
+
+/// There, kubelet binds what `subPath` names of a volume.
+const SUBPATHS: &str = "volume-subpaths";
 
 /// A file or directory of the node, found.
 #[derive(Debug)]
@@ -41,6 +49,14 @@ impl Resolved {
         };
         let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
         Ok(Self { path, fd })
+    }
+
+    /// The names that a bind mount's content has elsewhere on the node.
+    pub fn other_names(&self) -> io::Result<Vec<PathBuf>> {
+        let descriptor = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
+        let mount = descriptor.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        let table = std::fs::read("/proc/self/mountinfo")?;
+        Ok(mount.map(|id| origin::other_names(&table, id.trim(), &self.path)).unwrap_or_default())
     }
 }
 
@@ -70,8 +86,9 @@ impl Policy {
     pub fn admit(&self, container: &Identifier, mount: &HostMount) -> Result<Resolved, SandboxError> {
         let source = mount.source.display();
         let found = Resolved::open(&mount.source);
-        let found = found.map_err(SandboxError::host("share", &format!("{source} with container {container}")))?;
-        if self.allows(container, &found.path) {
+        let what = format!("{source} with container {container}");
+        let found = found.map_err(SandboxError::host("share", &what))?;
+        if self.allows(container, &found).map_err(SandboxError::host("share", &what))? {
             return Ok(found);
         }
         // The tenant is told the name it wrote: where a link leads is the operator's to know.
@@ -81,15 +98,27 @@ impl Policy {
         Err(SpecError::Mount { destination: mount.destination.display().to_string(), reason }.into())
     }
 
-    fn allows(&self, container: &Identifier, path: &Path) -> bool {
+    fn allows(&self, container: &Identifier, found: &Resolved) -> io::Result<bool> {
         // The kernel's mark of a file that was removed; its name may be someone else's by now.
-        let removed = path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)");
-        !removed && self.places(container).iter().any(|place| path.starts_with(place))
+        if found.path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)") {
+            return Ok(false);
+        }
+        let places = self.places(container);
+        let allowed = |path: &Path| places.iter().any(|place| path.starts_with(place));
+        let subpaths = self.pod_directory().map(|directory| directory.join(SUBPATHS));
+        match subpaths.filter(|subpaths| found.path.starts_with(subpaths)) {
+            None => Ok(allowed(&found.path)),
+            // kubelet binds a part of any volume here, that of a hostPath too: what counts is where it comes from.
+            Some(subpaths) => {
+                let mut names = found.other_names()?.into_iter().filter(|name| !name.starts_with(&subpaths));
+                Ok(names.any(|name| allowed(&name)))
+            }
+        }
     }
 
     fn places(&self, container: &Identifier) -> Vec<PathBuf> {
         let mut places = self.host_paths.clone();
-        places.extend(self.pod_directory());
+        places.extend(self.pod_directory().into_iter().flat_map(|pod| OF_POD.map(|name| pod.join(name))));
         for directory in &self.containerd {
             // Their owners may have put these directories elsewhere; no tenant can.
             let Ok(cri) = Resolved::open(&directory.join(CRI)) else { continue };

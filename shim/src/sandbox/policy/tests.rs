@@ -1,5 +1,6 @@
 use super::super::mount::TreeOptions;
 use super::*;
+use nix::mount::MsFlags;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -108,6 +109,7 @@ fn a_pod_has_its_own_directory_and_no_others() {
     assert_refused(&policy, &longer);
     assert_refused(&policy, &own.join("../../../../other"));
     assert_refused(&policy, &node.link(&format!("kubelet/pods/{UID}/volumes/link"), &other));
+    assert_refused(&policy, &node.directory(&format!("kubelet/pods/{UID}")));
     let nobody = Policy { uid: None, ..policy };
     assert_refused(&nobody, &own);
 }
@@ -142,6 +144,27 @@ fn containerds_files_for_this_pod_are_allowed() {
 }
 
 #[test]
+fn a_part_of_a_volume_is_judged_by_its_volume() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: mounting needs root");
+        return;
+    }
+    let node = Node::new();
+    let [host, volume] = ["etc/secret", &format!("kubelet/pods/{UID}/volumes/kubernetes.io~empty-dir/x/part")]
+        .map(|path| node.directory(path));
+    let place = node.directory(&format!("kubelet/pods/{UID}/volume-subpaths/x/web/0"));
+    let bind = |source: &Path, judge: &dyn Fn()| {
+        nix::mount::mount(Some(source), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        judge();
+        nix::mount::umount(&place).unwrap();
+    };
+    bind(&host, &|| assert_refused(&node.policy(&[]), &place));
+    bind(&host, &|| assert_eq!(admit(&node.policy(&["etc"]), &place).unwrap().path, place));
+    bind(&volume, &|| assert_eq!(admit(&node.policy(&[]), &place).unwrap().path, place));
+    assert_refused(&node.policy(&[]), &place);
+}
+
+#[test]
 fn what_is_not_there_is_an_error_of_its_own() {
     let node = Node::new();
     let source = node.root.join("none");
@@ -165,5 +188,6 @@ fn a_removed_directory_is_not_what_its_name_says() {
     let found = Resolved::open(&gone).unwrap();
     fs::remove_dir(&gone).unwrap();
     let path = fs::read_link(format!("/proc/self/fd/{}", found.fd.as_raw_fd())).unwrap();
-    assert!(!policy.allows(&"web".parse().unwrap(), &path), "{}", path.display());
+    let found = Resolved { path, ..found };
+    assert!(!policy.allows(&"web".parse().unwrap(), &found).unwrap(), "{}", found.path.display());
 }
