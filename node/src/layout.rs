@@ -10,13 +10,14 @@ pub const PREFIX: &str = "/opt/bulkhead";
 pub const SHIM: &str = "containerd-shim-bulkhead-v2";
 
 /// The bundle's files, relative to its root and to [`PREFIX`], with their modes.
-pub const FILES: [(&str, u32); 8] = [
+pub const FILES: [(&str, u32); 9] = [
     ("bin/containerd-shim-bulkhead-v2", 0o755),
     ("bin/bulkhead-vmm", 0o755),
     ("bin/bulkhead-fsd", 0o755),
     ("bin/bulkhead", 0o755),
     ("share/vmlinux", 0o644),
     ("share/guest.erofs", 0o644),
+    ("share/scratch.ext4", 0o644),
     ("LICENSE", 0o644),
     ("VERSION", 0o644),
 ];

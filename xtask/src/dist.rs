@@ -1,7 +1,7 @@
 //! The bundle: everything that a node with containerd and KVM needs, in one archive.
 
 use crate::cache::{self, Inputs};
-use crate::{crun, guest_image, kernel, run};
+use crate::{crun, guest_image, kernel, run, scratch_image};
 use anyhow::{Context, Result};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -34,7 +34,7 @@ pub fn bundle() -> Result<Bundle> {
     let programs = build_programs()?;
     let vmlinux = kernel::vmlinux()?;
     let image = guest_image::build(&programs.join(AGENT), &crun::binary()?)?;
-    pack(&items(&programs, vmlinux, image))
+    pack(&items(&programs, vmlinux, image, scratch_image::build()?))
 }
 
 /// The guest image with `agent`, or with the agent of this checkout.
@@ -60,11 +60,12 @@ fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| run::workspace().join("target"), PathBuf::from)
 }
 
-fn items(programs: &Path, vmlinux: PathBuf, image: PathBuf) -> Vec<Item> {
+fn items(programs: &Path, vmlinux: PathBuf, image: PathBuf, scratch: PathBuf) -> Vec<Item> {
     let item = |place: &str, mode, from| Item { place: place.to_owned(), mode, from };
     let mut items = vec![
         item("share/vmlinux", 0o644, vmlinux),
         item("share/guest.erofs", 0o644, image),
+        item("share/scratch.ext4", 0o644, scratch),
         item("LICENSE", 0o644, run::workspace().join("LICENSE")),
         item("runtimeclass.yaml", 0o644, run::workspace().join("runtimeclass.yaml")),
     ];

@@ -17,6 +17,7 @@ mod node_image;
 mod oci_images;
 mod oci_layout;
 mod run;
+mod scratch_image;
 mod suite;
 mod test;
 mod zones;
