@@ -422,7 +422,7 @@ impl FileSystem for Share {
             let mut entry = self.found(context, inode, name.name, entry);
             let number = entry.inode;
             name.ino = entry.attr.st_ino;
-            let told = self.remembered.add_if_room(number);
+            let told = self.remembered.has_plenty() && self.remembered.add_if_room(number);
             if !told {
                 // A name, of which the guest learns nothing else.
                 entry.inode = 0;

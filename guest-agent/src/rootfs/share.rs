@@ -46,6 +46,7 @@ impl Share {
             |_| Error::Deadline { operation: "mounting", object: SHARE_MOUNT.to_owned(), seconds: DEADLINE.as_secs() };
         tokio::time::timeout(DEADLINE, appear()).await.map_err(late)??;
         *mounted = true;
+        crate::guest::remembered::watch();
         Ok(())
     }
 }

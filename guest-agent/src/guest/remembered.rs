@@ -1,0 +1,116 @@
+//! Has the kernel forget files of the share that nobody uses.
+//!
+//! The file server keeps each file open that the guest's kernel remembers: memory of the node, for which the pod has
+//! overhead up to a point (docs/operating.md), and a number with a bound. A kernel forgets when its memory is short,
+//! in a guest with enough of it never. So one that remembers many files more than it did when there was nothing left to
+//! forget is told to.
+
+use std::path::Path;
+use std::time::Duration;
+
+/// So many are worth it. The overhead of the usual RuntimeClass holds a few more.
+const MANY: u64 = 8192;
+
+/// Between two looks while nothing goes on, and while the number grows.
+const QUIET: Duration = Duration::from_secs(1);
+const BUSY: Duration = Duration::from_millis(100);
+
+/// Watches from now on, in the background.
+pub fn watch() {
+    tokio::spawn(async {
+        let mut watch = Watch::default();
+        loop {
+            let Some(files) = remembered() else { return };
+            tokio::time::sleep(match watch.look(files) {
+                Look::Wait(interval) => interval,
+                Look::Forget => {
+                    forget().await;
+                    let Some(files) = remembered() else { return };
+                    watch.forgotten(files);
+                    BUSY
+                }
+            })
+            .await;
+        }
+    });
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    Wait(Duration),
+    Forget,
+}
+
+/// What is in use, and thus cannot be forgotten: the least that was ever seen since.
+#[derive(Debug, Default)]
+struct Watch {
+    in_use: Option<u64>,
+}
+
+impl Watch {
+    fn look(&mut self, files: u64) -> Look {
+        let in_use = self.in_use.map_or(files, |before| before.min(files));
+        self.in_use = Some(in_use);
+        match files - in_use {
+            more if more > MANY => Look::Forget,
+            more if more > MANY / 2 => Look::Wait(BUSY),
+            _ => Look::Wait(QUIET),
+        }
+    }
+
+    fn forgotten(&mut self, left: u64) {
+        self.in_use = Some(left);
+    }
+}
+
+/// How many files the kernel remembers, of all file systems.
+fn remembered() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/sys/fs/inode-nr");
+    let number = text.as_deref().ok().and_then(|text| text.split_whitespace().next()?.parse().ok());
+    if number.is_none() {
+        tracing::warn!("cannot read how many files the kernel remembers");
+    }
+    number
+}
+
+/// Twice: an entry that was used since the last time only loses the mark that says so.
+async fn forget() {
+    let write = || (0..2).try_for_each(|_| std::fs::write(Path::new("/proc/sys/vm/drop_caches"), "2"));
+    match tokio::task::spawn_blocking(write).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot have the kernel forget files"),
+        Err(error) => tracing::warn!(%error, "cannot run a thread"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_new_files_are_forgotten() {
+        let mut watch = Watch::default();
+        assert_eq!(watch.look(1000), Look::Wait(QUIET));
+        assert_eq!(watch.look(1000 + MANY / 2), Look::Wait(QUIET));
+        assert_eq!(watch.look(1000 + MANY), Look::Wait(BUSY));
+        assert_eq!(watch.look(1001 + MANY), Look::Forget);
+    }
+
+    #[test]
+    fn files_in_use_are_not_tried_again_and_again() {
+        let mut watch = Watch::default();
+        watch.look(1000);
+        assert_eq!(watch.look(50_000), Look::Forget);
+        watch.forgotten(40_000);
+        assert_eq!(watch.look(40_001), Look::Wait(QUIET));
+        assert_eq!(watch.look(40_001 + MANY), Look::Forget);
+    }
+
+    #[test]
+    fn files_that_are_no_longer_in_use_make_no_room_for_others() {
+        let mut watch = Watch::default();
+        watch.look(50_000);
+        watch.look(2000);
+        assert_eq!(watch.look(2001 + MANY), Look::Forget);
+    }
+}
