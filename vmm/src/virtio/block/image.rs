@@ -9,12 +9,18 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vmm_protocol::{PART_ALIGNMENT, part_offsets};
 
 #[derive(Debug)]
 pub enum Image {
     /// A regular file or a block device.
-    File { file: File, length: u64 },
+    File {
+        file: File,
+        length: u64,
+        /// The node's kernel tells once that it lost something that was written, and then forgets.
+        lossy: AtomicBool,
+    },
     /// Regular files that are never written. Between one's end and the next one's start the disk reads as zeroes.
     Parts(Vec<Part>),
 }
@@ -51,7 +57,7 @@ impl Image {
         if length == 0 || !length.is_multiple_of(SECTOR) {
             return Err(BlockError::Length(length));
         }
-        Ok(Self::File { file, length })
+        Ok(Self::File { file, length, lossy: AtomicBool::new(false) })
     }
 
     /// A disk of parts, each of the size that it has now.
@@ -81,15 +87,20 @@ impl Image {
     /// The file that may be written.
     pub fn writable(&self) -> Result<&File, Status> {
         match self {
-            Self::File { file, .. } => Ok(file),
-            Self::Parts(_) => Err(Status::IoError),
+            Self::File { file, lossy, .. } if !lossy.load(Ordering::Relaxed) => Ok(file),
+            _ => Err(Status::IoError),
         }
     }
 
-    /// Makes what was written durable.
+    /// Makes what was written durable. When that failed once, it fails for ever, and so does writing: a later success
+    /// would say that all is safe.
     pub fn sync(&self) -> Result<(), Status> {
         match self {
-            Self::File { file, .. } => file.sync_data().map_err(|_| Status::IoError),
+            Self::File { lossy, .. } => self.writable()?.sync_data().map_err(|error| {
+                lossy.store(true, Ordering::Relaxed);
+                tracing::error!(%error, "the node lost something that the guest wrote: its disk takes no more");
+                Status::IoError
+            }),
             Self::Parts(_) => Ok(()),
         }
     }
@@ -119,7 +130,7 @@ impl Image {
 
     fn piece(&self, offset: u64) -> Result<Piece<'_>, Status> {
         let parts = match self {
-            Self::File { file, length } => return Ok(Piece::Of(file, offset, length.saturating_sub(offset))),
+            Self::File { file, length, .. } => return Ok(Piece::Of(file, offset, length.saturating_sub(offset))),
             Self::Parts(parts) => parts,
         };
         let next = parts.partition_point(|part| part.place.start <= offset);
@@ -161,4 +172,20 @@ pub fn transfer(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_lost_a_write_takes_no_more() {
+        // It takes every write, and makes none durable.
+        let file = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let image = Image::File { file, length: SECTOR, lossy: AtomicBool::new(false) };
+        assert!(image.writable().is_ok());
+        image.sync().unwrap_err();
+        image.writable().unwrap_err();
+        image.sync().unwrap_err();
+    }
 }
