@@ -7,7 +7,7 @@ use crate::id::ContainerId;
 use crate::pci::PciBus;
 use crate::pids::PodPids;
 use crate::reaper::Reaper;
-use crate::rootfs::Share;
+use crate::rootfs::{Layers, Share};
 use crate::volumes::Volumes;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,6 +64,7 @@ pub struct Agent {
     pub crun: Crun,
     pub pci: PciBus,
     pub share: Share,
+    pub layers: Arc<Layers>,
     pub pod_pids: PodPids,
     pub volumes: Volumes,
     pub oom_events: mpsc::Sender<OomEvent>,
@@ -84,6 +85,7 @@ impl Agent {
             crun: Crun::new(paths.crun.clone(), paths.run.join("crun"), reaper),
             pci: PciBus::new(&paths.sysfs),
             share,
+            layers: Arc::new(Layers::new(paths.run.join("l"), PciBus::new(&paths.sysfs))),
             volumes: Volumes::new(paths.run.join("v")),
             containers: Table::default(),
             oom_events,

@@ -78,7 +78,7 @@ impl fmt::Display for ProcessName {
 }
 
 /// A PCI function's address in the form of sysfs: `0000:00:04.0`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PciAddress(String);
 
 impl PciAddress {

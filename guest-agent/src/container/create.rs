@@ -117,7 +117,7 @@ async fn mount_rootfs(agent: &Agent, spec: &ContainerSpec, source: Source, targe
     for (name, value) in &spec.network_sysctls {
         sysctl::set(name, value)?;
     }
-    Rootfs::mount(source, target.to_owned(), &agent.pci, &agent.share).await
+    Rootfs::mount(source, target.to_owned(), agent).await
 }
 
 /// The container in crun's hands, its first process waiting for the start.

@@ -1,15 +1,23 @@
 //! A container's root filesystem, mounted in its bundle.
 //!
-//! It comes from a directory of the pod's file share, or from a disk that the VMM has just attached.
+//! It comes from a directory of the pod's file share, from a disk that the VMM has just attached, or from layers of an
+//! image with a disk for what is written.
 
+mod layered;
+mod layers;
 mod options;
+mod partition;
 mod share;
 
+pub use layers::Layers;
 pub use share::{Share, forget};
+
+use crate::agent::Agent;
 
 use crate::error::Error;
 use crate::id::{PciAddress, share_path};
-use crate::pci::PciBus;
+use agent_protocol::agent::LayeredRoot;
+use layered::{Layered, Stack};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use options::MountOptions;
@@ -28,6 +36,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub enum Source {
     Shared(PathBuf),
     Block { address: PciAddress, filesystem: String, options: MountOptions },
+    Layers(Stack),
 }
 
 impl Source {
@@ -42,38 +51,56 @@ impl Source {
         let options = MountOptions::parse(options)?;
         Ok(Self::Block { address: PciAddress::parse(address)?, filesystem: filesystem.to_owned(), options })
     }
+
+    pub fn layers(root: &LayeredRoot) -> Result<Self, Error> {
+        Stack::parse(root).map(Self::Layers)
+    }
 }
 
 /// A mounted root filesystem. It stays until `unmount`.
 #[derive(Debug)]
 pub struct Rootfs {
     target: PathBuf,
-    /// A disk must be clean before the VMM takes it away.
-    on_disk: bool,
+    base: Base,
+}
+
+/// What taking it away involves.
+#[derive(Debug)]
+enum Base {
+    Share,
+    /// It must be clean before the VMM takes it away.
+    Disk,
+    Layers(Layered),
 }
 
 impl Rootfs {
     /// Mounts `source` on the directory `target`.
-    pub async fn mount(source: Source, target: PathBuf, pci: &PciBus, share: &Share) -> Result<Self, Error> {
-        let on_disk = matches!(source, Source::Block { .. });
+    pub async fn mount(source: Source, target: PathBuf, agent: &Agent) -> Result<Self, Error> {
         let place = target.clone();
-        match source {
+        let base = match source {
             Source::Shared(path) => {
-                share.ensure().await?;
+                agent.share.ensure().await?;
                 blocking(move || bind(&path, &place)).await?;
+                Base::Share
             }
             Source::Block { address, filesystem, options } => {
-                let disk = pci.disk(&address).await?;
+                let disk = agent.pci.disk(&address).await?;
                 blocking(move || mount_disk(&disk, &place, &filesystem, &options)).await?;
+                Base::Disk
             }
-        }
-        Ok(Self { target, on_disk })
+            Source::Layers(stack) => Base::Layers(Layered::mount(stack, &place, &agent.pci, &agent.layers).await?),
+        };
+        Ok(Self { target, base })
     }
 
     /// Unmounts; a disk's content has reached the disk when this returns. Idempotent.
     pub async fn unmount(&self) -> Result<(), Error> {
-        let (target, on_disk) = (self.target.clone(), self.on_disk);
-        blocking(move || if on_disk { unmount_disk(&target) } else { detach(&target) }).await
+        let target = self.target.clone();
+        match &self.base {
+            Base::Share => blocking(move || detach(&target)).await,
+            Base::Disk => blocking(move || unmount_disk(&target)).await,
+            Base::Layers(layered) => layered.unmount(target).await,
+        }
     }
 }
 

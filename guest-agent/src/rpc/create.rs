@@ -15,6 +15,7 @@ pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest
     let rootfs = match &request.rootfs {
         Some(Rootfs::SharedPath(path)) => Source::shared(path)?,
         Some(Rootfs::Block(volume)) => Source::block(&volume.pci_address, &volume.filesystem, &volume.options)?,
+        Some(Rootfs::Layers(root)) => Source::layers(root)?,
         // Generated enums may grow: what this agent doesn't know it can't mount.
         _ => return Err(Error::invalid("root filesystem", "", "there is none")),
     };

@@ -55,6 +55,12 @@ pub const HOSTNAME: &str = "hostname";
 pub const HOSTS: &str = "hosts";
 pub const RESOLV_CONF: &str = "resolv.conf";
 
+/// Where the guest has the layers of its containers' images, by number.
+pub const LAYERS: &str = "/run/bulkhead/l";
+
+/// Most layers of one container's root filesystem.
+pub const MAX_LAYERS: usize = 128;
+
 /// Where the guest has its volumes, each in a directory with the volume's id as its name.
 pub const VOLUMES: &str = "/run/bulkhead/v";
 

@@ -1,0 +1,199 @@
+//! A root filesystem of image layers, with a disk of its own for what the container writes.
+
+use super::layers::{Held, Layer, Layers};
+use super::{blocking, detach, partition, unmount_disk};
+use crate::error::Error;
+use crate::id::PciAddress;
+use crate::pci::PciBus;
+use agent_protocol::agent::LayeredRoot;
+use agent_protocol::agent::layered_root::Upper;
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{Gid, Uid, chown};
+use std::fs::Permissions;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Zeroes for a large file system's inodes are not worth their space; what is deleted is the node's again at once.
+const SCRATCH_OPTIONS: &str = "noinit_itable,discard";
+
+/// What mount(2) takes as options, its terminator included.
+const MAX_OPTIONS: usize = 4096;
+
+/// As the shim describes it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stack {
+    /// Top first.
+    layers: Vec<Layer>,
+    scratch: Option<Scratch>,
+}
+
+/// An ext4 that is to be grown to the size of its disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Scratch {
+    address: PciAddress,
+    mode: u32,
+    owner: (u32, u32),
+}
+
+impl Stack {
+    pub fn parse(root: &LayeredRoot) -> Result<Self, Error> {
+        let scratch = match &root.upper {
+            None => None,
+            Some(Upper::Scratch(disk)) => Some(Scratch {
+                address: PciAddress::parse(&disk.pci_address)?,
+                mode: disk.mode & 0o7777,
+                owner: (disk.uid, disk.gid),
+            }),
+            Some(_) => return Err(Error::invalid("upper directory", "", "this agent does not know its kind")),
+        };
+        Ok(Self { layers: Layer::parse_all(&root.lower)?, scratch })
+    }
+}
+
+/// What a mounted stack consists of.
+#[derive(Debug)]
+pub struct Layered {
+    layers: Arc<Layers>,
+    held: Mutex<Held>,
+    scratch: Option<PathBuf>,
+}
+
+impl Layered {
+    /// Mounts `stack` on `target`. A writable disk is mounted beside it.
+    pub async fn mount(stack: Stack, target: &Path, pci: &PciBus, layers: &Arc<Layers>) -> Result<Self, Error> {
+        let (held, lower) = layers.acquire(&stack.layers).await?;
+        let scratch = stack.scratch.as_ref().map(|_| target.with_file_name("scratch"));
+        let made = Self { layers: Arc::clone(layers), held: Mutex::new(held), scratch };
+        let mounted = made.mount_over(&lower, stack.scratch, target.to_owned(), pci).await;
+        match mounted {
+            Ok(()) => Ok(made),
+            Err(error) => {
+                if let Err(error) = made.unmount(target.to_owned()).await {
+                    tracing::warn!(%error, "a root filesystem that could not be mounted left something behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn mount_over(
+        &self,
+        lower: &[PathBuf],
+        scratch: Option<Scratch>,
+        target: PathBuf,
+        pci: &PciBus,
+    ) -> Result<(), Error> {
+        if let (Some(scratch), Some(place)) = (scratch, self.scratch.clone()) {
+            let disk = pci.disk(&scratch.address).await?;
+            blocking(move || mount_scratch(&scratch, &disk, &place)).await?;
+        }
+        let (lower, scratch) = (lower.to_owned(), self.scratch.clone());
+        blocking(move || mount_stack(&lower, scratch.as_deref(), &target)).await
+    }
+
+    /// Unmounts all; what was written has reached its disk when this returns. Idempotent.
+    pub async fn unmount(&self, target: PathBuf) -> Result<(), Error> {
+        let scratch = self.scratch.clone();
+        let unmounted = blocking(move || match scratch {
+            // Only then is there something to lose.
+            Some(scratch) => unmount_disk(&target).and(unmount_disk(&scratch)),
+            None => detach(&target),
+        });
+        let result = unmounted.await;
+        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        self.layers.release(held).await;
+        result
+    }
+}
+
+fn mount_scratch(scratch: &Scratch, disk: &Path, place: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(place).map_err(Error::system("create", place.display()))?;
+    mount(Some(disk), place, Some("ext4"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(SCRATCH_OPTIONS))
+        .map_err(Error::system("mount as ext4", disk.display()))?;
+    grow(disk, place).map_err(Error::system("grow the filesystem on", disk.display()))?;
+    let (upper, work) = (place.join("upper"), place.join("work"));
+    if upper.exists() {
+        // The container's own, of an earlier run.
+        return Ok(());
+    }
+    let make = || {
+        std::fs::create_dir(&upper)?;
+        let (uid, gid) = scratch.owner;
+        chown(&upper, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        std::fs::set_permissions(&upper, Permissions::from_mode(scratch.mode))?;
+        std::fs::create_dir(&work)
+    };
+    make().map_err(Error::system("prepare", place.display()))
+}
+
+fn grow(disk: &Path, place: &Path) -> std::io::Result<()> {
+    let length = std::fs::File::open(disk)?.seek(SeekFrom::End(0))?;
+    let blocks = length / nix::sys::statvfs::statvfs(place)?.block_size();
+    partition::grow(place, blocks)
+}
+
+fn mount_stack(lower: &[PathBuf], scratch: Option<&Path>, target: &Path) -> Result<(), Error> {
+    if let ([layer], None) = (lower, scratch) {
+        // Nothing to lay over anything: overlayfs refuses.
+        let bound = mount(Some(layer), target, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+        return bound.map_err(Error::system("mount", layer.display()));
+    }
+    let options = overlay_options(lower, scratch);
+    if options.len() >= MAX_OPTIONS {
+        return Err(Error::invalid("stack of layers", "", "it is longer than mount(2) takes"));
+    }
+    mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .map_err(Error::system("mount the layers at", target.display()))
+}
+
+fn overlay_options(lower: &[PathBuf], scratch: Option<&Path>) -> String {
+    let lower: Vec<_> = lower.iter().map(|path| path.display().to_string()).collect();
+    let lower = format!("lowerdir={}", lower.join(":"));
+    match scratch {
+        None => lower,
+        Some(scratch) => {
+            let place = scratch.display();
+            format!("{lower},upperdir={place}/upper,workdir={place}/work")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agent_protocol::agent::{BlockVolume, Layer as Message, ScratchDisk};
+    use agent_protocol::{LAYERS, MAX_ID, MAX_LAYERS};
+
+    fn root(upper: Option<Upper>) -> LayeredRoot {
+        let layer = Message { pci_address: "0000:00:05.0".to_owned(), part: 1, length: 4096, ..Message::default() };
+        LayeredRoot { lower: vec![layer], upper, ..LayeredRoot::default() }
+    }
+
+    #[test]
+    fn the_longest_stack_fits_mounts_page() {
+        let lower: Vec<_> = (0..MAX_LAYERS).map(|k| Path::new(LAYERS).join((9000 + k).to_string())).collect();
+        let scratch = Path::new("/run/bulkhead/containers").join("x".repeat(MAX_ID)).join("scratch");
+        assert!(overlay_options(&lower, Some(&scratch)).len() < MAX_OPTIONS);
+    }
+
+    #[test]
+    fn layers_are_listed_top_first() {
+        let lower = [PathBuf::from("/l/2"), PathBuf::from("/l/1")];
+        assert_eq!(overlay_options(&lower, None), "lowerdir=/l/2:/l/1");
+        let expected = "lowerdir=/l/2:/l/1,upperdir=/s/upper,workdir=/s/work";
+        assert_eq!(overlay_options(&lower, Some(Path::new("/s"))), expected);
+    }
+
+    #[test]
+    fn an_upper_of_another_kind_is_refused() {
+        let scratch = |address: &str| {
+            Upper::Scratch(ScratchDisk { pci_address: address.to_owned(), mode: 0o40755, ..ScratchDisk::default() })
+        };
+        assert_eq!(Stack::parse(&root(None)).unwrap().scratch, None);
+        assert_eq!(Stack::parse(&root(Some(scratch("0000:00:06.0")))).unwrap().scratch.unwrap().mode, 0o755);
+        assert!(Stack::parse(&root(Some(scratch("")))).is_err());
+        assert!(Stack::parse(&root(Some(Upper::Block(BlockVolume::default())))).is_err());
+    }
+}
