@@ -3,8 +3,8 @@
 //! The share has two kinds of content, told apart by where the host mounts it:
 //!
 //! ```text
-//!  <container>/rootfs      changed by the guest alone: what it knows stays true
-//!  <container>/mounts/<n>  volumes, which the host changes as well: true for a second
+//!  <container>/rootfs  changed by the guest alone: what it knows stays true
+//!  .volumes/<n>        volumes, which the host changes as well: true for a second
 //! ```
 //!
 //! A root file system is known by its device number. Only numbers that no disk has count (those of overlays): a root
@@ -35,7 +35,7 @@ pub struct Freshness {
 struct Known {
     /// Inodes of the containers' directories.
     containers: HashSet<u64>,
-    /// Inodes of the directories that volumes are mounted in.
+    /// Inode of the directory that volumes are mounted in.
     volumes: HashSet<u64>,
     /// Devices of root file systems.
     private: HashSet<u64>,
@@ -67,15 +67,15 @@ impl Freshness {
         if found.parent != ROOT && !in_container && !in_volumes {
             return self.of(found.device);
         }
-        if found.parent == ROOT {
+        if found.parent == ROOT && found.name == b".volumes" {
+            self.note(|known| insert(&mut known.volumes, found.inode));
+        } else if found.parent == ROOT {
             self.note(|known| insert(&mut known.containers, found.inode));
         } else if in_volumes {
             // Its number may have been that of a root file system that is gone.
             self.note(|known| {
                 known.private.remove(&found.device);
             });
-        } else if in_container && found.name == b"mounts" {
-            self.note(|known| insert(&mut known.volumes, found.inode));
         } else if in_container && found.name == b"rootfs" {
             let mounted = parent_device().is_some_and(|parent| parent != found.device);
             if mounted && libc::major(found.device) == 0 {
@@ -113,7 +113,7 @@ mod tests {
     fn with_container() -> Freshness {
         let freshness = Freshness::default();
         learn(&freshness, ROOT, b"container", CONTAINER, SHARE);
-        learn(&freshness, CONTAINER, b"mounts", VOLUMES, SHARE);
+        learn(&freshness, ROOT, b".volumes", VOLUMES, SHARE);
         freshness
     }
 
@@ -140,6 +140,8 @@ mod tests {
         let freshness = with_container();
         learn(&freshness, 99, b"rootfs", 3, OVERLAY);
         learn(&freshness, VOLUMES, b"rootfs", 3, OVERLAY);
+        learn(&freshness, CONTAINER, b".volumes", 6, SHARE);
+        learn(&freshness, 6, b"rootfs", 3, OVERLAY);
         assert_eq!(freshness.of(OVERLAY), SHORT);
     }
 

@@ -268,7 +268,7 @@ fn locks_are_taken_and_awaited() {
 #[test]
 fn what_only_the_guest_changes_is_not_asked_for_again() {
     let Some(share) = Mounted::start() else { return };
-    for name in ["container/rootfs", "container/mounts/0"] {
+    for name in ["container/rootfs", ".volumes/0"] {
         fs::create_dir_all(share.host(name)).unwrap();
         let flags = nix::mount::MsFlags::empty();
         nix::mount::mount(Some("test"), &share.host(name), Some("tmpfs"), flags, None::<&str>).unwrap();
@@ -283,10 +283,10 @@ fn what_only_the_guest_changes_is_not_asked_for_again() {
     };
     // The directories above are the host's, and so is what is mounted there: the share's attributes, two names.
     assert_eq!(requests("container/rootfs/file"), 3);
-    assert_eq!(requests("container/mounts/0/file"), 5);
-    fs::write(share.host("container/mounts/0/file"), "changed by the host").unwrap();
+    assert_eq!(requests(".volumes/0/file"), 4);
+    fs::write(share.host(".volumes/0/file"), "changed by the host").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1100));
-    assert_eq!(fs::read_to_string(share.path("container/mounts/0/file")).unwrap(), "changed by the host");
+    assert_eq!(fs::read_to_string(share.path(".volumes/0/file")).unwrap(), "changed by the host");
 }
 
 #[test]

@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn mounts_from_the_share_are_noticed() {
-        assert!(spec(&json!({"mounts": [{"source": "/run/bulkhead/share/web/mounts/0"}]})).uses_share());
+        assert!(spec(&json!({"mounts": [{"source": "/run/bulkhead/share/.volumes/0"}]})).uses_share());
         assert!(!spec(&json!({"mounts": [{"source": "/run/bulkhead/shared"}, {"type": "proc"}, 7]})).uses_share());
         assert!(!spec(&json!({"mounts": 7})).uses_share());
     }

@@ -9,6 +9,7 @@ use super::id::SandboxId;
 use super::lines::{self, Source};
 use super::network::{self, PodNetwork};
 use super::policy::Policy;
+use super::share::Places;
 use super::size::{Node, Size};
 use super::state::Record;
 use super::vmm::Vmm;
@@ -93,6 +94,7 @@ pub(super) async fn boot(
                 host,
                 _claim: claim,
                 id,
+                volumes: Places::new(&directory),
                 directory,
                 cgroup,
                 oom_score: spec.oom_score,

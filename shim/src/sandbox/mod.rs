@@ -58,6 +58,7 @@ use id::SandboxId;
 use nix::fcntl::Flock;
 use policy::Policy;
 use process::Process;
+use share::Places;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -130,6 +131,8 @@ struct Inner {
     memory_mib: u32,
     /// Which paths of the node its containers may mount.
     policy: Policy,
+    /// Where they see them.
+    volumes: Places,
     vmm: Vmm,
     agent: Agent,
     /// Runs since the first container that needed it.

@@ -16,7 +16,7 @@ pub(super) struct DetachedTree {
 }
 
 /// How a tree relates to its original and to those who use it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TreeOptions {
     /// With the mounts below the source.
     pub recursive: bool,

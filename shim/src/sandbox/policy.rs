@@ -51,12 +51,17 @@ impl Resolved {
         Ok(Self { path, fd })
     }
 
+    /// The kernel's number for the mount that it was found on.
+    pub fn mount_id(&self) -> io::Result<String> {
+        let descriptor = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
+        let id = descriptor.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        Ok(id.ok_or(io::ErrorKind::InvalidData)?.trim().to_owned())
+    }
+
     /// The names that a bind mount's content has elsewhere on the node.
     pub fn other_names(&self) -> io::Result<Vec<PathBuf>> {
-        let descriptor = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
-        let mount = descriptor.lines().find_map(|line| line.strip_prefix("mnt_id:"));
         let table = std::fs::read("/proc/self/mountinfo")?;
-        Ok(mount.map(|id| origin::other_names(&table, id.trim(), &self.path)).unwrap_or_default())
+        Ok(origin::other_names(&table, &self.mount_id()?, &self.path))
     }
 }
 
@@ -98,6 +103,12 @@ impl Policy {
         Err(SpecError::Mount { destination: mount.destination.display().to_string(), reason }.into())
     }
 
+    /// Where this pod's files are, by kubelet and by containerd. Real names.
+    pub fn directories(&self) -> (Option<PathBuf>, Vec<PathBuf>) {
+        let sandboxes = self.cri_directories().map(|cri| cri.join("sandboxes").join(self.pod.as_str()));
+        (self.pod_directory(), sandboxes.collect())
+    }
+
     fn allows(&self, container: &Identifier, found: &Resolved) -> io::Result<bool> {
         // The kernel's mark of a file that was removed; its name may be someone else's by now.
         if found.path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)") {
@@ -119,14 +130,17 @@ impl Policy {
     fn places(&self, container: &Identifier) -> Vec<PathBuf> {
         let mut places = self.host_paths.clone();
         places.extend(self.pod_directory().into_iter().flat_map(|pod| OF_POD.map(|name| pod.join(name))));
-        for directory in &self.containerd {
-            // Their owners may have put these directories elsewhere; no tenant can.
-            let Ok(cri) = Resolved::open(&directory.join(CRI)) else { continue };
+        for cri in self.cri_directories() {
             for (kind, id) in [("sandboxes", &self.pod), ("containers", container), ("image-volumes", &self.pod)] {
-                places.push(cri.path.join(kind).join(id.as_str()));
+                places.push(cri.join(kind).join(id.as_str()));
             }
         }
         places
+    }
+
+    /// Their owners may have put these directories elsewhere; no tenant can.
+    fn cri_directories(&self) -> impl Iterator<Item = PathBuf> {
+        self.containerd.iter().filter_map(|directory| Some(Resolved::open(&directory.join(CRI)).ok()?.path))
     }
 
     /// kubelet's directory for this pod.

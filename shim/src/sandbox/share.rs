@@ -1,10 +1,14 @@
 //! The pod's file share: directories of the node that the guest reaches through the file server.
 //!
 //! ```text
-//! <sandbox>/tree/<container>/{rootfs,mounts/<n>}     empty places, made by the shim
+//! <sandbox>/tree/<container>/rootfs, .volumes/<n>    empty places, made by the shim
 //! <sandbox>/share                                    read-only view of tree, the files mounted over the places
 //! ```
 //! A pod that shares nothing has none of this and no server.
+
+mod places;
+
+pub(super) use places::Places;
 
 use super::SandboxError;
 use super::cgroup::Cgroup;
@@ -13,6 +17,7 @@ use super::mount::{DetachedTree, Overlay, TreeOptions, make_share, remove_skelet
 use super::policy::Resolved;
 use super::process::{Process, Program, packet_pair};
 use crate::identifier::Identifier;
+use places::{VOLUMES, make_place};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -55,28 +60,25 @@ pub(super) fn serve(
     Ok((Process::spawn(&program, ours, cgroup)?, theirs))
 }
 
-/// Where the guest sees a mount of a container.
-pub(super) fn guest_mount(container: &Identifier, number: usize) -> String {
-    format!("{}/{container}/mounts/{number}", agent_protocol::SHARE_MOUNT)
-}
-
 /// One container's part of the share.
 #[derive(Clone, Debug)]
 pub(super) struct ContainerShare {
     tree: PathBuf,
     share: PathBuf,
     name: Identifier,
+    volumes: Places,
     /// Held while something is added. A source is looked up without it, since that may hang.
     closed: Arc<Mutex<bool>>,
 }
 
 impl ContainerShare {
-    pub fn new(directory: &SandboxDirectory, container: &Identifier) -> Self {
+    pub fn new(directory: &SandboxDirectory, container: &Identifier, volumes: &Places) -> Self {
         let of = |path: PathBuf| path.join(container.as_str());
         Self {
             tree: of(directory.tree()),
             share: of(directory.share()),
             name: container.clone(),
+            volumes: volumes.clone(),
             closed: Arc::default(),
         }
     }
@@ -90,7 +92,7 @@ impl ContainerShare {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    fn add(&self, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    fn add<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         if *closed { Err(io::Error::new(io::ErrorKind::TimedOut, "it came too late")) } else { change() }
     }
@@ -111,54 +113,50 @@ impl ContainerShare {
     }
 
     pub fn mount_root_directory(&self, source: &Path, options: TreeOptions) -> Result<(), SandboxError> {
-        let what = format!("{} with container {}", source.display(), self.name);
-        let source = Resolved::open(source).map_err(SandboxError::host("share", &what))?;
-        self.mount(&source, options, Path::new("rootfs"))
-    }
-
-    pub fn mount_volume(&self, number: usize, source: &Resolved, options: TreeOptions) -> Result<(), SandboxError> {
-        self.mount(source, options, &Path::new("mounts").join(number.to_string()))
-    }
-
-    fn mount(&self, source: &Resolved, options: TreeOptions, place: &Path) -> Result<(), SandboxError> {
-        let copy = || -> io::Result<()> {
-            let tree = DetachedTree::copy(source, options)?;
-            let kind = tree.metadata()?.file_type();
-            if !kind.is_dir() && !kind.is_file() {
-                // A socket, FIFO or device works only with a peer in the same kernel.
-                let reason = "it is neither a directory nor a regular file, which is all that a microVM can share";
-                return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
-            }
-            let place_in_tree = self.tree.join(place);
+        let mount = || -> io::Result<()> {
+            let tree = copy(&Resolved::open(source)?, options)?;
+            let directory = tree.metadata()?.is_dir();
             self.add(|| {
-                std::fs::create_dir_all(place_in_tree.parent().unwrap_or(&self.tree))?;
-                if kind.is_dir() {
-                    std::fs::create_dir(&place_in_tree)?;
-                } else {
-                    std::fs::File::create_new(&place_in_tree)?;
-                }
-                tree.attach(&self.share.join(place))
+                std::fs::create_dir_all(&self.tree)?;
+                make_place(&self.tree.join("rootfs"), directory)?;
+                tree.attach(&self.share.join("rootfs"))
             })
         };
-        let what = format!("{} with container {}", source.path.display(), self.name);
-        copy().map_err(SandboxError::host("share", &what))
+        mount().map_err(SandboxError::host("share", &self.sharing(source)))
+    }
+
+    /// Returns where the guest sees it: where it sees it for the pod's other containers.
+    pub fn mount_volume(&self, source: &Resolved, options: TreeOptions) -> Result<String, SandboxError> {
+        let mount = || -> io::Result<u64> {
+            let tree = copy(source, options)?;
+            self.add(|| self.volumes.take(&self.name, source, tree, options))
+        };
+        let number = mount().map_err(SandboxError::host("share", &self.sharing(&source.path)))?;
+        Ok(format!("{}/{VOLUMES}/{number}", agent_protocol::SHARE_MOUNT))
+    }
+
+    fn sharing(&self, source: &Path) -> String {
+        format!("{} with container {}", source.display(), self.name)
     }
 
     /// Unmounts and removes all of it. Nothing there is fine.
     pub fn remove(&self) -> Result<(), SandboxError> {
-        let remove = || -> io::Result<()> {
-            unmount_all(&self.share.join("rootfs"))?;
-            let mounts = match std::fs::read_dir(self.tree.join("mounts")) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-                mounts => mounts?.collect::<io::Result<_>>()?,
-            };
-            for mount in mounts {
-                unmount_all(&self.share.join("mounts").join(mount.file_name()))?;
-            }
-            remove_skeleton(&self.tree, &[])
-        };
-        remove().map_err(SandboxError::host("remove", &self.share.display()))
+        let volumes = self.volumes.release(&self.name);
+        let root = unmount_all(&self.share.join("rootfs")).and_then(|()| remove_skeleton(&self.tree, &[]));
+        root.and(volumes).map_err(SandboxError::host("remove", &self.share.display()))
     }
+}
+
+/// Copies what can be shared.
+fn copy(source: &Resolved, options: TreeOptions) -> io::Result<DetachedTree> {
+    let tree = DetachedTree::copy(source, options)?;
+    let kind = tree.metadata()?.file_type();
+    if kind.is_dir() || kind.is_file() {
+        return Ok(tree);
+    }
+    // A socket, FIFO or device works only with a peer in the same kernel.
+    let reason = "it is neither a directory nor a regular file, which is all that a microVM can share";
+    Err(io::Error::new(io::ErrorKind::Unsupported, reason))
 }
 
 #[cfg(test)]
@@ -168,7 +166,7 @@ mod tests {
 
     fn container(root: &Path) -> ContainerShare {
         let directory = Host::below(root).directory(&SandboxId::test("ns", "pod"));
-        ContainerShare::new(&directory, &"web".parse().unwrap())
+        ContainerShare::new(&directory, &"web".parse().unwrap(), &Places::new(&directory))
     }
 
     #[test]
@@ -208,7 +206,7 @@ mod tests {
         let files = container(root.path());
         files.clone().close();
         let options = TreeOptions { recursive: false, read_only: true, follows_source: false };
-        files.mount_volume(0, &Resolved::open(root.path()).unwrap(), options).unwrap_err();
+        files.mount_volume(&Resolved::open(root.path()).unwrap(), options).unwrap_err();
         files.mount_overlay(&Overlay { read_only: false, options: Vec::new() }).unwrap_err();
         assert!(!files.tree.exists());
     }

@@ -9,8 +9,8 @@ pub(super) use disk::Disk;
 use super::guest_spec::{HostMount, guest_spec, host_mounts};
 use super::oci::Spec;
 use super::rootfs::RootfsPlan;
-use super::share::{self, ContainerShare};
-use super::shared::{Pids, Shared};
+use super::share::ContainerShare;
+use super::shared::Shared;
 use super::{Attached, Container, Inner, SandboxError, SpecError};
 use crate::identifier::Identifier;
 use agent_protocol::agent::BlockVolume;
@@ -29,9 +29,9 @@ pub struct ContainerPlan {
     pub(super) id: Identifier,
     rootfs: RootfsPlan,
     mounts: Vec<HostMount>,
-    /// As the guest is to see it.
+    /// Without what the pod's containers share.
     spec: Spec,
-    pids: Pids,
+    shared: Shared,
 }
 
 impl ContainerPlan {
@@ -40,19 +40,15 @@ impl ContainerPlan {
         let mut spec = container.spec.clone();
         let shared = Shared::take(&mut spec, container.pod)?;
         let mounts = host_mounts(&spec)?;
-        let sources: Vec<_> = (0..mounts.len()).map(|number| share::guest_mount(container.id, number)).collect();
-        let mut spec = guest_spec(&spec, &sources)?;
-        shared.give(&mut spec);
-        Ok(Self { id: container.id.clone(), rootfs, mounts, spec, pids: shared.pids })
+        guest_spec(&spec, &vec![String::new(); mounts.len()])?;
+        Ok(Self { id: container.id.clone(), rootfs, mounts, spec, shared })
     }
 }
 
 impl Inner {
     pub(super) async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
-        let ContainerPlan { id, rootfs, mounts, spec, pids } = plan.clone();
-        let spec = serde_json::to_vec(&spec).map_err(io::Error::from);
-        let spec = spec.map_err(SandboxError::host("encode", "the specification"))?;
-        let files = ContainerShare::new(&self.directory, &id);
+        let ContainerPlan { id, rootfs, mounts, spec, shared } = plan.clone();
+        let files = ContainerShare::new(&self.directory, &id, &self.volumes);
 
         if !matches!(rootfs, RootfsPlan::Block { .. }) || !mounts.is_empty() {
             self.file_server.get_or_try_init(|| self.start_file_server()).await?;
@@ -73,8 +69,11 @@ impl Inner {
         let mounted = volumes::mount_files(&self.policy, &files, rootfs, mounts).await;
         // A thread that is stuck with a source must not mount it when this container is gone.
         files.close();
-        mounted?;
-        Ok(Attached { rootfs: answer, spec, pids: pids.to_request() })
+        let mut spec = guest_spec(&spec, &mounted?)?;
+        shared.give(&mut spec);
+        let spec = serde_json::to_vec(&spec).map_err(io::Error::from);
+        let spec = spec.map_err(SandboxError::host("encode", "the specification"))?;
+        Ok(Attached { rootfs: answer, spec, pids: shared.pids.to_request() })
     }
 
     /// Goes on after an error, so that as little as possible stays; tells the first.
@@ -85,7 +84,7 @@ impl Inner {
         for disk in disks.into_iter().filter(|_| alive) {
             result = result.and(self.detach_disk(disk).await);
         }
-        let files = ContainerShare::new(&self.directory, container);
+        let files = ContainerShare::new(&self.directory, container, &self.volumes);
         result.and(blocking(move || files.remove()).await)
     }
 

@@ -8,13 +8,13 @@ use super::super::share::ContainerShare;
 use super::{SOURCES, blocking, until};
 use tokio::time::Instant;
 
-/// Sources may be on a network file system that hangs: each step is told when it was the last.
+/// Returns where the guest sees each of the mounts. Sources may be on a network file system that hangs: each step is told when it was the last.
 pub(super) async fn mount_files(
     policy: &Policy,
     files: &ContainerShare,
     root: RootfsPlan,
     mounts: Vec<HostMount>,
-) -> Result<(), SandboxError> {
+) -> Result<Vec<String>, SandboxError> {
     let end = Instant::now() + SOURCES;
     let share = files.clone();
     let step = format!("mounting the root filesystem of container {}", files.container());
@@ -24,14 +24,15 @@ pub(super) async fn mount_files(
         RootfsPlan::Block { .. } => Ok(()),
     };
     until(end, step, blocking(mount_root)).await?;
-    for (number, mount) in mounts.into_iter().enumerate() {
+    let mut places = Vec::with_capacity(mounts.len());
+    for mount in mounts {
         let (policy, share) = (policy.clone(), files.clone());
         let step = format!("sharing {} with container {}", mount.source.display(), files.container());
         let mount_volume = move || {
             let source = policy.admit(share.container(), &mount)?;
-            share.mount_volume(number, &source, mount.options)
+            share.mount_volume(&source, mount.options)
         };
-        until(end, step, blocking(mount_volume)).await?;
+        places.push(until(end, step, blocking(mount_volume)).await?);
     }
-    Ok(())
+    Ok(places)
 }
