@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
 pub mod raw;
+pub mod sentinel;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -42,6 +43,16 @@ fn possible() -> bool {
 impl Server {
     /// `None` where the test has to be skipped.
     pub fn start() -> Option<Self> {
+        Self::start_on(|share| mount(Some(share), share, NONE, MsFlags::MS_BIND, NONE))
+    }
+
+    /// The same with a share in memory, that takes 8 MiB and 4096 files.
+    pub fn start_in_memory() -> Option<Self> {
+        let options = Some("size=8m,nr_inodes=4096");
+        Self::start_on(|share| mount(Some("share"), share, Some("tmpfs"), MsFlags::empty(), options))
+    }
+
+    fn start_on(mount_share: impl FnOnce(&Path) -> nix::Result<()>) -> Option<Self> {
         if !possible() {
             return None;
         }
@@ -50,7 +61,7 @@ impl Server {
         let directory = tempfile::tempdir().unwrap();
         let share = directory.path().join("share");
         std::fs::create_dir(&share).unwrap();
-        mount(Some(&share), &share, NONE, MsFlags::MS_BIND, NONE).unwrap();
+        mount_share(&share).unwrap();
         mount(NONE, &share, NONE, MsFlags::MS_SHARED, NONE).unwrap();
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();

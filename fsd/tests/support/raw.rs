@@ -86,8 +86,13 @@ impl Server {
     /// A server that has been greeted. `None` where the test has to be skipped.
     pub fn greeted() -> Option<Self> {
         let server = Self::start()?;
-        assert_eq!(server.exchange(INIT, 0, &words(&[7, 31, 131_072, 0])).0, 0);
+        server.greet();
         Some(server)
+    }
+
+    /// Says which protocol is spoken.
+    pub fn greet(&self) {
+        assert_eq!(self.exchange(INIT, 0, &words(&[7, 31, 131_072, 0])).0, 0);
     }
 
     /// Error number and body of the reply to a request.
