@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, IoSlice, PipeReader};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::process::{Command, Stdio};
 use std::time::Instant;
-use vmm_protocol::{Call, Device, DeviceId, Event, FdSlot, Jail, MAX_MESSAGE, Machine, Message, Request};
+use vmm_protocol::{Call, Device, DeviceId, Event, FdSlot, Jail, MAX_MESSAGE, Machine, Message, RateLimit, Request};
 
 struct Options {
     files: Vec<String>,
@@ -63,7 +63,7 @@ fn show_console(console: PipeReader, start: Instant, shim: &OwnedFd, disk: Optio
         print!("[{:6.3}] {text}", start.elapsed().as_secs_f64());
         if let Some(path) = disk.filter(|_| text.starts_with("attach disk")) {
             let disk = File::options().read(true).write(true).open(path).context("disk")?;
-            let device = Device::Block { image: FdSlot(0), read_only: false };
+            let device = Device::Block { image: FdSlot(0), read_only: false, limit: RateLimit::default() };
             send(shim, 2, Call::Attach(device), &[disk.as_raw_fd()])?;
         } else if text.starts_with("detach disk") {
             send(shim, 3, Call::Detach { device: DeviceId(0) }, &[])?;

@@ -4,12 +4,14 @@
 //! the handler back. There is no lock between a device and its queues.
 
 use crate::jail::ThreadKind;
+use std::cell::Cell;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -24,12 +26,39 @@ const BATCH: usize = 16;
 pub struct Watch {
     epoll: Epoll,
     stopping: Arc<AtomicBool>,
+    paused_until: Cell<Option<Instant>>,
 }
 
 impl Watch {
     /// Somebody waits for this thread to end: nothing new should be begun.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Has [`Handler::resume`] called then; the handler leaves its work alone meanwhile.
+    pub fn pause_until(&self, moment: Instant) {
+        self.paused_until.set(Some(moment));
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused_until.get().is_some()
+    }
+
+    /// How long to wait for events: until the pause ends, or for ever.
+    fn timeout(&self) -> i32 {
+        let Some(moment) = self.paused_until.get() else { return -1 };
+        // Rounded up: a wait that ends early would only be waited for again.
+        let rest = moment.saturating_duration_since(Instant::now()).as_nanos().div_ceil(1_000_000);
+        i32::try_from(rest).unwrap_or(i32::MAX)
+    }
+
+    /// Whether a pause is over, told once.
+    fn takes_pauses_end(&self) -> bool {
+        let over = self.paused_until.get().is_some_and(|moment| moment <= Instant::now());
+        if over {
+            self.paused_until.set(None);
+        }
+        over
     }
 
     pub fn add(&self, descriptor: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
@@ -57,6 +86,11 @@ pub trait Handler: Send + 'static {
     /// Reacts to a descriptor. `Break` ends the worker: the backend is gone and the device stays silent.
     fn handle(&mut self, token: u64, events: EventSet, watch: &Watch) -> ControlFlow<()>;
 
+    /// Goes on after a pause. `Break` as in [`Self::handle`].
+    fn resume(&mut self, _watch: &Watch) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
     /// Completes what is in flight; called once, before the handler is given back.
     fn end(&mut self) {}
 }
@@ -74,7 +108,7 @@ impl<H: Handler> Worker<H> {
     pub fn spawn(kind: ThreadKind, mut handler: H) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopping = Arc::new(AtomicBool::new(false));
-        let watch = Watch { epoll: Epoll::new()?, stopping: Arc::clone(&stopping) };
+        let watch = Watch { epoll: Epoll::new()?, stopping: Arc::clone(&stopping), paused_until: Cell::new(None) };
         watch.add(&stop, EventSet::IN, STOP)?;
         let thread = std::thread::Builder::new().name(kind.name().into()).stack_size(256 * 1024).spawn(move || {
             if let Err(error) = crate::jail::confine_thread(kind) {
@@ -104,7 +138,7 @@ fn run(handler: &mut impl Handler, watch: &Watch, kind: ThreadKind) {
     }
     let mut events = [EpollEvent::default(); BATCH];
     loop {
-        let count = match watch.epoll.wait(-1, &mut events) {
+        let count = match watch.epoll.wait(watch.timeout(), &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
@@ -119,6 +153,9 @@ fn run(handler: &mut impl Handler, watch: &Watch, kind: ThreadKind) {
             if handler.handle(event.data(), event.event_set(), watch).is_break() {
                 return;
             }
+        }
+        if watch.takes_pauses_end() && handler.resume(watch).is_break() {
+            return;
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::FdSlot;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 
 /// Names an attached device in later requests.
@@ -17,6 +18,7 @@ pub enum Device {
         /// A regular file or a block device.
         image: FdSlot,
         read_only: bool,
+        limit: RateLimit,
     },
     /// A read-only disk that is the concatenation of files, each at its place of [`crate::part_offsets`].
     Layers {
@@ -36,6 +38,16 @@ pub enum Device {
         /// `SOCK_SEQPACKET` socket to the file server: one FUSE request or reply per packet.
         server: FdSlot,
     },
+}
+
+/// How fast a guest may use a disk. A second's worth may be used at once after a pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Read and written together; `None` is no limit.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Reads, writes, flushes and discards.
+    pub operations_per_second: Option<NonZeroU32>,
 }
 
 /// Where a device sits on the guest's only PCI bus; the function is always 0.

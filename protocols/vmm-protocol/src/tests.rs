@@ -1,4 +1,5 @@
 use super::*;
+use std::num::NonZeroU64;
 
 fn machine() -> Machine {
     Machine {
@@ -34,6 +35,20 @@ fn attached_has_a_golden_encoding() {
     let message = Message::Reply(reply);
     assert_eq!(String::from_utf8(encode(&message).unwrap()).unwrap(), golden);
     assert_eq!(decode::<Message>(golden.as_bytes()).unwrap(), message);
+}
+
+#[test]
+fn a_disk_has_a_golden_encoding() {
+    let limit = RateLimit { bytes_per_second: NonZeroU64::new(1 << 20), operations_per_second: None };
+    let block = Device::Block { image: FdSlot(0), read_only: false, limit };
+    let request = Request { id: 2, call: Call::Attach(block) };
+    let golden = concat!(
+        r#"{"id":2,"call":{"attach":{"block":{"image":0,"read_only":false,"#,
+        r#""limit":{"bytes_per_second":1048576,"operations_per_second":null}}}}}"#
+    );
+    assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);
+    assert!(decode::<Request>(golden.replace("1048576", "0").as_bytes()).is_err(), "no bytes at all are no rate");
 }
 
 #[test]

@@ -152,8 +152,8 @@ impl<S: AsFd> Session<S> {
 
 fn attachment(device: Device, mut descriptors: Descriptors) -> Result<Attachment, ChannelError> {
     Ok(match device {
-        Device::Block { image, read_only } => {
-            Attachment::Block { image: File::from(descriptors.take(image)?), read_only }
+        Device::Block { image, read_only, limit } => {
+            Attachment::Block { image: File::from(descriptors.take(image)?), read_only, limit }
         }
         Device::Layers { parts } => {
             let parts = parts.into_iter().map(|part| descriptors.take(part).map(File::from));

@@ -22,6 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use vmm_protocol::RateLimit;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const JAIL: Jail = Jail { uid: 1_999_999_990, gid: 1_999_999_991 };
@@ -255,7 +256,7 @@ fn a_confined_main_thread_makes_and_starts_every_device() {
     let (stream, _host) = UnixStream::pair().unwrap();
     let child = forked(|| {
         confine_thread(ThreadKind::Main).unwrap();
-        start_and_stop(Block::new(disk, false).unwrap());
+        start_and_stop(Block::new(disk, false, RateLimit::default()).unwrap());
         start_and_stop(Console::new(console));
         start_and_stop(Fs::new("share", server).unwrap());
         start_and_stop(Pmem::new(1 << 32, 2 << 20));

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use vmm_protocol::RateLimit;
 use vmm_sys_util::eventfd::EventFd;
 
 /// The guest's address on its vsock: one guest per VMM, so it is always the same.
@@ -31,7 +32,7 @@ pub type Placed = (u8, Box<dyn VirtioDevice>);
 /// A device to attach, with the descriptors that it needs.
 #[derive(Debug)]
 pub enum Attachment {
-    Block { image: File, read_only: bool },
+    Block { image: File, read_only: bool, limit: RateLimit },
     Layers { parts: Vec<File> },
     Net { tap: File, mac: [u8; 6], mtu: u16 },
     Fs { tag: String, server: OwnedFd },
@@ -50,7 +51,7 @@ pub enum DeviceError {
 impl Attachment {
     pub fn into_device(self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
         Ok(match self {
-            Self::Block { image, read_only } => Box::new(Block::new(image, read_only)?),
+            Self::Block { image, read_only, limit } => Box::new(Block::new(image, read_only, limit)?),
             Self::Layers { parts } => Box::new(Block::layers(parts)?),
             Self::Fs { tag, server } => Box::new(Fs::new(&tag, server)?),
             Self::Net { tap, mac, mtu } => Box::new(Net::new(tap, mac, mtu)?),

@@ -12,6 +12,7 @@ pub mod rng;
 pub mod service;
 #[cfg(test)]
 pub mod testing;
+mod throttle;
 pub mod transport;
 mod vectored;
 pub mod vsock;

@@ -129,7 +129,7 @@ impl Ring {
         self.disable_kicks()?;
         for _ in 0..self.size() {
             // The guest decides how long a ring full of requests takes, and who stops us is the main thread.
-            if watch.is_stopping() {
+            if watch.is_stopping() || watch.is_paused() {
                 return self.interrupt();
             }
             match self.pop()? {

@@ -7,6 +7,7 @@ use crate::jail::ThreadKind;
 use crate::worker::{Handler, Watch, Worker};
 use std::io;
 use std::ops::ControlFlow;
+use std::time::Instant;
 use virtio_queue::Queue;
 use vmm_sys_util::epoll::EventSet;
 
@@ -18,6 +19,11 @@ pub trait Service: Send + 'static {
 
     /// Carries out a request and returns how many bytes were written to its writable buffer.
     fn serve(&mut self, memory: &Memory, chain: &Chain) -> u32;
+
+    /// When the next request may begin; `None` is at once.
+    fn next(&self) -> Option<Instant> {
+        None
+    }
 }
 
 #[derive(Debug)]
@@ -29,6 +35,7 @@ struct Served<S> {
 impl<S: Service> Handler for Served<S> {
     fn begin(&mut self, watch: &Watch) -> io::Result<()> {
         self.ring.watch(watch, KICK)?;
+        pause(&self.service, watch);
         // The driver may have kicked before anybody listened.
         self.ring.kick();
         Ok(())
@@ -36,13 +43,28 @@ impl<S: Service> Handler for Served<S> {
 
     fn handle(&mut self, _token: u64, _events: EventSet, watch: &Watch) -> ControlFlow<()> {
         self.ring.acknowledge();
-        match self.ring.serve(watch, |memory, chain| self.service.serve(memory, chain)) {
+        self.resume(watch)
+    }
+
+    fn resume(&mut self, watch: &Watch) -> ControlFlow<()> {
+        let serve = |memory: &Memory, chain: &Chain| {
+            let written = self.service.serve(memory, chain);
+            pause(&self.service, watch);
+            written
+        };
+        match self.ring.serve(watch, serve) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 error.report(S::THREAD);
                 ControlFlow::Break(())
             }
         }
+    }
+}
+
+fn pause(service: &impl Service, watch: &Watch) {
+    if let Some(moment) = service.next() {
+        watch.pause_until(moment);
     }
 }
 

@@ -13,18 +13,20 @@ mod worker;
 use super::device::{DeviceTraits, Resources, StartError, VirtioDevice, read_config_bytes};
 use super::ring::Ring;
 use super::service::ServiceThread;
+use super::throttle::Throttle;
 use image::Image;
 use request::Limits;
 use spec::{CONFIG_LENGTH, DEVICE_TYPE, QUEUE_SIZE, SECTOR};
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_queue::Queue;
-use vmm_protocol::MAX_PARTS;
+use vmm_protocol::{MAX_PARTS, RateLimit};
 use worker::Disk;
 
 const REQUEST_QUEUE: usize = 0;
@@ -52,25 +54,29 @@ pub enum BlockError {
 pub struct Block {
     image: Arc<Image>,
     limits: Limits,
+    /// Outlives resets, with which a guest could begin anew else.
+    throttle: Option<Arc<Mutex<Throttle>>>,
     config: [u8; CONFIG_LENGTH],
     thread: ServiceThread<Disk>,
 }
 
 impl Block {
     /// A disk of the size that `image` has now.
-    pub fn new(image: File, read_only: bool) -> Result<Self, BlockError> {
-        Ok(Self::of(Image::file(image, read_only)?, read_only))
+    pub fn new(image: File, read_only: bool, rate: RateLimit) -> Result<Self, BlockError> {
+        Ok(Self::of(Image::file(image, read_only)?, read_only, rate))
     }
 
     /// A read-only disk of several files: `docs/protocols/vmm.md` has the layout.
     pub fn layers(parts: Vec<File>) -> Result<Self, BlockError> {
-        Ok(Self::of(Image::parts(parts)?, true))
+        Ok(Self::of(Image::parts(parts)?, true, RateLimit::default()))
     }
 
-    fn of(image: Image, read_only: bool) -> Self {
+    fn of(image: Image, read_only: bool, rate: RateLimit) -> Self {
         let limits = Limits { sectors: image.length() / SECTOR, read_only };
         let config = spec::config(limits.sectors);
-        Self { image: Arc::new(image), limits, config, thread: ServiceThread::default() }
+        let limited = rate != RateLimit::default();
+        let throttle = limited.then(|| Arc::new(Mutex::new(Throttle::new(rate, Instant::now()))));
+        Self { image: Arc::new(image), limits, throttle, config, thread: ServiceThread::default() }
     }
 }
 
@@ -91,7 +97,7 @@ impl VirtioDevice for Block {
 
     fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
         let ring = Ring::take(&mut resources, REQUEST_QUEUE)?;
-        self.thread.start(ring, Disk::new(Arc::clone(&self.image), self.limits))
+        self.thread.start(ring, Disk::new(Arc::clone(&self.image), self.limits, self.throttle.clone()))
     }
 
     fn stop(&mut self) -> Vec<Option<Queue>> {

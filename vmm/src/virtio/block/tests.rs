@@ -3,7 +3,9 @@ use super::*;
 use crate::virtio::testing::{
     BUFFERS, Descriptor, Driver, EVENT_INDEX, INDIRECT, NEXT, Part, WRITE, survives_random_chains, write_descriptor,
 };
+use std::num::NonZeroU32;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
 
 mod parts;
 
@@ -32,7 +34,7 @@ impl Fixture {
     fn new(read_only: bool) -> Self {
         let image = tempfile::tempfile().unwrap();
         image.set_len(SECTORS * SECTOR).unwrap();
-        let block = Block::new(image.try_clone().unwrap(), read_only).unwrap();
+        let block = Block::new(image.try_clone().unwrap(), read_only, RateLimit::default()).unwrap();
         Self { driver: Driver::start(block, EVENT_INDEX), image }
     }
 
@@ -310,16 +312,19 @@ fn unusable_images_are_refused() {
         file.set_len(length).unwrap();
         file
     };
-    assert!(matches!(Block::new(image(0), true), Err(BlockError::Length(0))));
-    assert!(matches!(Block::new(image(1000), true), Err(BlockError::Length(1000))));
-    assert!(matches!(Block::new(File::open("/").unwrap(), true), Err(BlockError::Type)));
-    assert!(matches!(Block::new(File::open("/dev/null").unwrap(), true), Err(BlockError::Type)));
+    assert!(matches!(Block::new(image(0), true, RateLimit::default()), Err(BlockError::Length(0))));
+    assert!(matches!(Block::new(image(1000), true, RateLimit::default()), Err(BlockError::Length(1000))));
+    assert!(matches!(Block::new(File::open("/").unwrap(), true, RateLimit::default()), Err(BlockError::Type)));
+    assert!(matches!(Block::new(File::open("/dev/null").unwrap(), true, RateLimit::default()), Err(BlockError::Type)));
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
     File::create(&path).unwrap().set_len(512).unwrap();
-    assert!(matches!(Block::new(File::open(&path).unwrap(), false), Err(BlockError::Mode("writing"))));
+    assert!(matches!(
+        Block::new(File::open(&path).unwrap(), false, RateLimit::default()),
+        Err(BlockError::Mode("writing"))
+    ));
     let write_only = File::options().write(true).open(&path).unwrap();
-    assert!(matches!(Block::new(write_only, true), Err(BlockError::Mode("reading"))));
+    assert!(matches!(Block::new(write_only, true, RateLimit::default()), Err(BlockError::Mode("reading"))));
 }
 
 #[test]
@@ -332,4 +337,28 @@ fn the_configuration_tells_the_capacity() {
     let mut tail = [0xff; 8];
     disk.driver.device.read_config(usize::MAX, &mut tail);
     assert_eq!(tail, [0; 8]);
+}
+
+#[test]
+fn a_limited_disk_is_as_slow_as_it_is_to_be_and_no_reset_makes_it_faster() {
+    let image = tempfile::tempfile().unwrap();
+    image.set_len(SECTORS * SECTOR).unwrap();
+    let limit = RateLimit { operations_per_second: NonZeroU32::new(20), ..RateLimit::default() };
+    let block = Block::new(image.try_clone().unwrap(), false, limit).unwrap();
+    let mut disk = Fixture { driver: Driver::start(block, EVENT_INDEX), image };
+    let read = |disk: &mut Fixture, count| {
+        for _ in 0..count {
+            assert_eq!(disk.request(READ, 0, &[Part::Writable(DATA, 512)]), (OK, 513));
+        }
+    };
+    let started = Instant::now();
+    read(&mut disk, 20);
+    let burst = started.elapsed();
+    read(&mut disk, 10);
+    disk.driver.stop();
+    disk.driver.restart(EVENT_INDEX);
+    read(&mut disk, 10);
+    // A second's worth at once, then twenty a second.
+    assert!(started.elapsed() >= Duration::from_millis(950), "{:?}", started.elapsed());
+    assert!(burst < Duration::from_millis(500), "{burst:?}");
 }

@@ -6,11 +6,13 @@ use super::spec::{HEADER_LENGTH, ID_LENGTH, Status};
 use crate::jail::ThreadKind;
 use crate::virtio::chain::{Chain, Memory};
 use crate::virtio::service::Service;
+use crate::virtio::throttle::Throttle;
 use crate::virtio::vectored;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// What every disk calls itself; the guest tells disks apart by their PCI address.
 const ID: &[u8] = b"bulkhead";
@@ -19,11 +21,16 @@ const ID: &[u8] = b"bulkhead";
 pub struct Disk {
     image: Arc<Image>,
     limits: Limits,
+    throttle: Option<Arc<Mutex<Throttle>>>,
 }
 
 impl Disk {
-    pub fn new(image: Arc<Image>, limits: Limits) -> Self {
-        Self { image, limits }
+    pub fn new(image: Arc<Image>, limits: Limits, throttle: Option<Arc<Mutex<Throttle>>>) -> Self {
+        Self { image, limits, throttle }
+    }
+
+    fn throttle(&self) -> Option<MutexGuard<'_, Throttle>> {
+        Some(self.throttle.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Answers a request; `None` if it has no place for a status.
@@ -104,6 +111,15 @@ impl Service for Disk {
     const THREAD: ThreadKind = ThreadKind::Block;
 
     fn serve(&mut self, memory: &Memory, chain: &Chain) -> u32 {
+        if let Some(mut throttle) = self.throttle() {
+            // Header and status are counted with the data: no rate is that exact.
+            let bytes = chain.readable.len() + chain.writable.len();
+            throttle.count(bytes as u64, Instant::now());
+        }
         self.answer(memory, chain).unwrap_or(0)
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.throttle()?.next(Instant::now())
     }
 }
