@@ -20,6 +20,12 @@ pub const RUN_DIRECTORY: &str = "/run/bulkhead";
 /// User ids that VMMs run under, from [`Config::first_uid`] on.
 pub const UID_COUNT: u32 = 65_536;
 
+/// What `disk_mib_per_second` may be, and the annotation that lowers it.
+pub const DISK_MIB: RangeInclusive<u32> = 1..=1 << 20;
+
+/// What `disk_operations_per_second` may be. Fewer than ten would end a guest that writes back its memory.
+pub const DISK_OPERATIONS: RangeInclusive<u32> = 10..=1 << 30;
+
 /// Below this, ids belong to the node's own users.
 const MIN_FIRST_UID: u32 = 100_000;
 
@@ -35,6 +41,10 @@ pub struct Config {
     pub vcpus: u8,
     /// Shows the guest kernel's messages from its first instruction on.
     pub debug: bool,
+    /// Most that a pod reads from and writes to one of its disks in a second, in MiB; `None` is no limit.
+    pub disk_mib_per_second: Option<u32>,
+    /// Most requests of a pod to one of its disks in a second.
+    pub disk_operations_per_second: Option<u32>,
     /// First of the [`UID_COUNT`] user ids that VMM processes run under, one for each pod.
     pub first_uid: u32,
     /// Directories and files of the node that pods may mount, with what is below them.
@@ -51,6 +61,8 @@ impl Default for Config {
             memory_mib: 512,
             vcpus: 1,
             debug: false,
+            disk_mib_per_second: None,
+            disk_operations_per_second: None,
             first_uid: 2_000_000_000,
             host_paths: Vec::new(),
             kubelet_directory: "/var/lib/kubelet".into(),
@@ -108,6 +120,12 @@ impl Config {
             match key.as_str() {
                 "memory_mib" => config.memory_mib = at.number("memory_mib", MIN_MEMORY_MIB..=MAX_MEMORY_MIB)?,
                 "vcpus" => config.vcpus = at.number("vcpus", 1..=MAX_VCPUS)?,
+                "disk_mib_per_second" => {
+                    config.disk_mib_per_second = Some(at.number("disk_mib_per_second", DISK_MIB)?);
+                }
+                "disk_operations_per_second" => {
+                    config.disk_operations_per_second = Some(at.number("disk_operations_per_second", DISK_OPERATIONS)?);
+                }
                 "debug" => config.debug = at.boolean("debug")?,
                 "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID..=u32::MAX - UID_COUNT)?,
                 "host_paths" => config.host_paths = at.paths("host_paths")?,

@@ -15,6 +15,8 @@ fn every_key_can_be_set() {
         memory_mib = 128
         vcpus = 2
         debug = true
+        disk_mib_per_second = 50
+        disk_operations_per_second = 1000
         first_uid = 300000
         host_paths = ["/srv/data", "/var/log/app.log"]
         kubelet_directory = "/data/kubelet"
@@ -24,6 +26,8 @@ fn every_key_can_be_set() {
         memory_mib: 128,
         vcpus: 2,
         debug: true,
+        disk_mib_per_second: Some(50),
+        disk_operations_per_second: Some(1000),
         first_uid: 300_000,
         host_paths: vec!["/srv/data".into(), "/var/log/app.log".into()],
         kubelet_directory: "/data/kubelet".into(),

@@ -98,6 +98,7 @@ pub(super) async fn boot(
                 directory,
                 cgroup,
                 oom_score: spec.oom_score,
+                disk_rate: spec.disk_rate.on(config),
                 memory_mib,
                 policy: Policy::new(config, &spec),
                 vmm,

@@ -30,6 +30,7 @@ mod network;
 pub mod oci;
 mod policy;
 mod process;
+mod rate;
 mod rootfs;
 mod share;
 mod shared;
@@ -128,6 +129,8 @@ struct Inner {
     directory: SandboxDirectory,
     cgroup: Cgroup,
     oom_score: u16,
+    /// Of each disk.
+    disk_rate: vmm_protocol::RateLimit,
     memory_mib: u32,
     /// Which paths of the node its containers may mount.
     policy: Policy,

@@ -3,6 +3,7 @@
 use super::cgroup;
 use super::id::SandboxId;
 use super::oci::{Linux, Spec};
+use super::rate::{self, Rate};
 use super::size::{MEMORY, VCPUS, Wanted};
 use crate::identifier::Identifier;
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
 /// Annotations that are ours.
 const PREFIX: &str = "io.bulkhead.";
+const ANNOTATIONS: [&str; 4] = [MEMORY, VCPUS, rate::BYTES, rate::OPERATIONS];
 
 /// What Kubernetes calls the pod, as the CRI plugin says it.
 pub const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
@@ -36,6 +38,7 @@ pub struct SandboxSpec {
     /// For the containers to share. `None`: containerd mounts its own.
     pub(super) files: Option<PodFiles>,
     pub(super) size: Wanted,
+    pub(super) disk_rate: Rate,
     /// Kernel settings that are to hold in the guest itself.
     pub(super) sysctls: BTreeMap<String, String>,
     /// Relative to the root of the cgroup hierarchy.
@@ -73,7 +76,7 @@ pub struct PodFiles {
 /// Why a specification is refused. Each is one sentence for whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    #[error("annotation {0} is not known: {MEMORY} and {VCPUS} are")]
+    #[error("annotation {0} is not known: {known} are", known = ANNOTATIONS.join(", "))]
     UnknownAnnotation(String),
     #[error("annotation {key} must be a number from {low} to {high}, not {found:?}")]
     Annotation { key: &'static str, low: u32, high: u32, found: String },
@@ -105,6 +108,7 @@ impl SandboxSpec {
             pod_uid: spec.annotations.get(POD_UID).and_then(|uid| PodUid::new(uid)),
             files: None,
             size: Wanted::from_oci(spec, &linux)?,
+            disk_rate: Rate::from_oci(spec)?,
             netns: netns(&linux),
             sysctls: linux.sysctl,
             cgroup: cgroup::location(&linux.cgroups_path, &id)?,
@@ -136,12 +140,13 @@ pub fn oom_score(spec: &Spec) -> u16 {
 /// Checks the annotations that are ours. A pod's members carry those of the pod: they size nothing there, and a mistake
 /// is one all the same.
 pub fn check_annotations(spec: &Spec) -> Result<(), SpecError> {
-    let unknown = |key: &&String| key.starts_with(PREFIX) && ![MEMORY, VCPUS].contains(&key.as_str());
+    let unknown = |key: &&String| key.starts_with(PREFIX) && !ANNOTATIONS.contains(&key.as_str());
     if let Some(key) = spec.annotations.keys().find(unknown) {
         return Err(SpecError::UnknownAnnotation(key.clone()));
     }
     annotation(spec, MEMORY, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
     annotation(spec, VCPUS, 1, u32::from(MAX_VCPUS))?;
+    Rate::from_oci(spec)?;
     Ok(())
 }
 
@@ -208,7 +213,8 @@ mod tests {
             (
                 "io.bulkhead.kernel",
                 "/x",
-                "annotation io.bulkhead.kernel is not known: io.bulkhead.memory_mib and io.bulkhead.vcpus are",
+                "annotation io.bulkhead.kernel is not known: io.bulkhead.memory_mib, io.bulkhead.vcpus, \
+                 io.bulkhead.disk_mib_per_second, io.bulkhead.disk_operations_per_second are",
             ),
         ];
         for (key, value, sentence) in cases {

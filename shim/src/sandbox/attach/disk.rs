@@ -31,7 +31,7 @@ impl Inner {
         let step = format!("opening {} for container {container}", image.display());
         let file = until(Instant::now() + SOURCES, step, blocking(open)).await?;
         let name = format!("disk {} of container {container}", image.display());
-        let device = Device::Block { image: FdSlot(0), read_only, limit: vmm_protocol::RateLimit::default() };
+        let device = Device::Block { image: FdSlot(0), read_only, limit: self.disk_rate };
         let (device, address) = self.vmm.attach(&name, device, file.as_fd()).await?;
         let disk = Disk { device, address };
         self.containers().entry(container.clone()).or_default().push(disk);
