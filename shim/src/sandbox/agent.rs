@@ -2,8 +2,9 @@
 
 use agent_protocol::agent::{
     ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest,
-    CreateProcessRequest, Empty, Event, ListProcessesResponse, ProcessRequest, ReleaseDeviceRequest,
-    ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest, WaitResponse,
+    CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest, ProcessRequest, PutFilesRequest,
+    ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, TakeFileRequest,
+    TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use std::time::Duration;
@@ -79,6 +80,10 @@ calls! {
     /// containerd asks one container after the other: a guest that does not answer holds up all pods of the node.
     stats(ContainerRequest) -> StatsResponse, Some(Duration::from_secs(3));
     update(UpdateRequest) -> Empty, Some(DEFAULT);
+    prepare_volume(PrepareVolumeRequest) -> Empty, Some(DEFAULT);
+    put_files(PutFilesRequest) -> Empty, Some(DEFAULT);
+    take_file(TakeFileRequest) -> TakeFileResponse, Some(Duration::from_secs(2));
+    release_volume(VolumeRequest) -> Empty, Some(Duration::from_secs(5));
     release_device(ReleaseDeviceRequest) -> Empty, Some(Duration::from_secs(5));
     /// Has no deadline: ends with an event or with the microVM.
     next_event(Empty) -> Event, None;

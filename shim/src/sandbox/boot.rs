@@ -13,6 +13,7 @@ use super::share::Places;
 use super::size::{Node, Size};
 use super::state::Record;
 use super::vmm::Vmm;
+use super::volumes::Volumes;
 use super::{Inner, PodFiles, SandboxError, SandboxSpec, uid};
 use agent_protocol::agent::ConfigureRequest;
 use agent_protocol::{AGENT_PORT, VERSION};
@@ -101,6 +102,7 @@ pub(super) async fn boot(
                 disk_rate: spec.disk_rate.on(config),
                 memory_mib,
                 policy: Policy::new(config, &spec),
+                configuration: Volumes::new(agent.clone(), vmm.stopped(), memory_mib),
                 vmm,
                 agent,
                 file_server: OnceCell::new(),

@@ -39,6 +39,7 @@ mod spec;
 mod state;
 mod uid;
 mod vmm;
+mod volumes;
 
 pub use agent::{Agent, AgentError};
 pub use attach::ContainerPlan;
@@ -72,6 +73,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use vmm::Vmm;
+use volumes::Volumes;
 
 /// For the guest to sync its file systems at the end.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -134,6 +136,8 @@ struct Inner {
     memory_mib: u32,
     /// Which paths of the node its containers may mount.
     policy: Policy,
+    /// What is copied into the guest instead of shared.
+    configuration: Volumes,
     /// Where they see them.
     volumes: Places,
     vmm: Vmm,
@@ -222,6 +226,11 @@ impl Sandbox {
         result
     }
 
+    /// Brings what a container that has ended leaves for the node back to it. Takes 2 s at most for each file.
+    pub async fn take_back(&self, container: &Identifier) {
+        self.inner.configuration.take_back(container).await;
+    }
+
     /// Takes back what [`Self::attach`] gave. Call it after the agent's `Delete`. Idempotent; works without the guest.
     pub async fn detach(&self, container_id: &Identifier) -> Result<(), SandboxError> {
         self.inner.detach(container_id).await
@@ -257,6 +266,7 @@ impl Inner {
         if let Some(forwarding) = self.forwarding.get() {
             forwarding.abort();
         }
+        self.configuration.end();
         let mut stopped = self.vmm.stopped();
         let shutdown = async {
             // The answer may be lost with the guest; what counts is that the guest stops.

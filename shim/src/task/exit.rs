@@ -1,5 +1,5 @@
-//! Notices how processes end, and tells it in the order that containerd needs: output first, then the exits of
-//! added processes, then that of the container's first process; never before the start was told.
+//! Notices how processes end, and tells it in the order that containerd needs: output and termination log first, then
+//! the exits of added processes, then that of the container's first process; never before the start was told.
 
 use super::container::{Container, Process};
 use super::pod::Pod;
@@ -37,7 +37,7 @@ pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>, container: &Arc<Container>, 
             // Told by someone else.
             _ = process.ended() => return,
         };
-        report(&pod, &container, &process, end).await;
+        report(&pod, &*vm, &container, &process, end).await;
     });
     task.abort_handle()
 }
@@ -102,11 +102,17 @@ async fn gone(vm: &dyn MicroVm) {
     let _ = vm.stopped().wait_for(Option::is_some).await;
 }
 
-async fn report(pod: &Pod, container: &Container, process: &Process, end: End) {
+async fn report(pod: &Pod, vm: &dyn MicroVm, container: &Container, process: &Process, end: End) {
     // An added process has its streams when its start is over.
     process.settled().await;
     let execs_limit = Instant::now() + EXECS_LIMIT;
-    drain(process, end.awaited).await;
+    // kubelet reads the termination log when it learns of the end.
+    let take_back = async {
+        if process.exec.is_none() && !container.is_sandbox && vm.stopped().borrow().is_none() {
+            vm.take_back(&container.id).await;
+        }
+    };
+    tokio::join!(drain(process, end.awaited), take_back);
     if process.exec.is_none() {
         let execs = container.execs();
         let running = || execs.iter().filter(|exec| matches!(exec.phase(), Phase::Starting | Phase::Running));

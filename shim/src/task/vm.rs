@@ -26,6 +26,7 @@ pub trait MicroVm: Debug + Send + Sync {
     fn stopped(&self) -> watch::Receiver<Option<String>>;
     async fn open_stream(&self, hello: &Hello) -> Result<UnixStream, SandboxError>;
     async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError>;
+    async fn take_back(&self, container: &Identifier);
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError>;
     fn kill(&self, reason: &str);
     async fn destroy(&self);
@@ -70,6 +71,10 @@ impl MicroVm for Sandbox {
 
     async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
         self.attach(plan).await
+    }
+
+    async fn take_back(&self, container: &Identifier) {
+        self.take_back(container).await;
     }
 
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {

@@ -6,6 +6,7 @@ mod volumes;
 
 pub(super) use disk::Disk;
 
+use self::volumes::PlacedMount;
 use super::guest_spec::{HostMount, guest_spec, host_mounts};
 use super::oci::Spec;
 use super::rootfs::RootfsPlan;
@@ -48,9 +49,10 @@ impl ContainerPlan {
 impl Inner {
     pub(super) async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
         let ContainerPlan { id, rootfs, mounts, spec, shared } = plan.clone();
+        let mounts = self.place_mounts(&id, mounts).await?;
         let files = ContainerShare::new(&self.directory, &id, &self.volumes);
 
-        if !matches!(rootfs, RootfsPlan::Block { .. }) || !mounts.is_empty() {
+        if !matches!(rootfs, RootfsPlan::Block { .. }) || mounts.iter().any(PlacedMount::is_shared) {
             self.file_server.get_or_try_init(|| self.start_file_server()).await?;
         }
         let disk = match &rootfs {
@@ -66,7 +68,7 @@ impl Inner {
             }),
             _ => Rootfs::SharedPath(files.rootfs()),
         };
-        let mounted = volumes::mount_files(&self.policy, &files, rootfs, mounts).await;
+        let mounted = volumes::mount_files(&files, rootfs, mounts).await;
         // A thread that is stuck with a source must not mount it when this container is gone.
         files.close();
         let mut spec = guest_spec(&spec, &mounted?)?;
@@ -78,6 +80,7 @@ impl Inner {
 
     /// Goes on after an error, so that as little as possible stays; tells the first.
     pub(super) async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
+        self.configuration.detach(container);
         let disks = self.containers().remove(container).unwrap_or_default();
         let alive = self.vmm.stopped().borrow().is_none();
         let mut result = Ok(());

@@ -1,19 +1,61 @@
-//! Directories and files of the node, mounted where the file server shows them to the guest.
+//! Directories and files of the node: copied into the guest, or mounted where the file server shows them to it.
 
-use super::super::SandboxError;
 use super::super::guest_spec::HostMount;
-use super::super::policy::Policy;
+use super::super::policy::Resolved;
 use super::super::rootfs::RootfsPlan;
 use super::super::share::ContainerShare;
+use super::super::volumes::Looked;
+use super::super::{Inner, SandboxError};
 use super::{SOURCES, blocking, until};
+use crate::identifier::Identifier;
 use tokio::time::Instant;
 
-/// Returns where the guest sees each of the mounts. Sources may be on a network file system that hangs: each step is told when it was the last.
+/// A mount of a container whose source was found.
+#[derive(Debug)]
+pub(super) struct PlacedMount {
+    mount: HostMount,
+    source: Resolved,
+    /// Where the guest has it. `None`: the file server has to show it.
+    place: Option<String>,
+}
+
+impl PlacedMount {
+    pub fn is_shared(&self) -> bool {
+        self.place.is_none()
+    }
+}
+
+impl Inner {
+    /// Finds the sources of a container's mounts, and copies those into the guest that need no file server.
+    pub(super) async fn place_mounts(
+        &self,
+        container: &Identifier,
+        mounts: Vec<HostMount>,
+    ) -> Result<Vec<PlacedMount>, SandboxError> {
+        let end = Instant::now() + SOURCES;
+        let mut placed = Vec::with_capacity(mounts.len());
+        for mount in mounts {
+            let step = format!("sharing {} with container {container}", mount.source.display());
+            let (policy, name, asked) = (self.policy.clone(), container.clone(), mount.clone());
+            let look = move || {
+                let source = policy.admit(&name, &asked)?;
+                let looked = Looked::at(&policy, &asked, &source)?;
+                Ok((source, looked))
+            };
+            let (source, looked) = until(end, step, blocking(look)).await?;
+            let place = self.configuration.place(container, &mount, &source, looked).await?;
+            placed.push(PlacedMount { mount, source, place });
+        }
+        Ok(placed)
+    }
+}
+
+/// Returns where the guest sees each of the mounts. Sources may be on a network file system that hangs: each step is
+/// told when it was the last.
 pub(super) async fn mount_files(
-    policy: &Policy,
     files: &ContainerShare,
     root: RootfsPlan,
-    mounts: Vec<HostMount>,
+    mounts: Vec<PlacedMount>,
 ) -> Result<Vec<String>, SandboxError> {
     let end = Instant::now() + SOURCES;
     let share = files.clone();
@@ -25,13 +67,14 @@ pub(super) async fn mount_files(
     };
     until(end, step, blocking(mount_root)).await?;
     let mut places = Vec::with_capacity(mounts.len());
-    for mount in mounts {
-        let (policy, share) = (policy.clone(), files.clone());
+    for PlacedMount { mount, source, place } in mounts {
+        if let Some(place) = place {
+            places.push(place);
+            continue;
+        }
+        let share = files.clone();
         let step = format!("sharing {} with container {}", mount.source.display(), files.container());
-        let mount_volume = move || {
-            let source = policy.admit(share.container(), &mount)?;
-            share.mount_volume(&source, mount.options)
-        };
+        let mount_volume = move || share.mount_volume(&source, mount.options);
         places.push(until(end, step, blocking(mount_volume)).await?);
     }
     Ok(places)

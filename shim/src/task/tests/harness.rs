@@ -245,6 +245,10 @@ impl MicroVm for FakeVm {
         Ok(Attached { rootfs: Rootfs::SharedPath("rootfs".into()), spec: b"{}".to_vec(), pids: None })
     }
 
+    async fn take_back(&self, container: &Identifier) {
+        self.guest.calls.lock().unwrap().push(format!("take back {container}"));
+    }
+
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
         self.guest.calls.lock().unwrap().push(format!("detach {container}"));
         Ok(())

@@ -1,0 +1,261 @@
+//! Configuration of the pod, copied into the guest's memory instead of shared: a pod that mounts nothing else of the
+//! node needs no file server.
+//!
+//! ```text
+//! classify   what a mount is, by the real name of its source
+//! read       the files of a source, of one version, bounded
+//! push       the agent's calls that give a volume its content
+//! watch      notices that kubelet replaced a version
+//! returned   termination logs, which come back when their container ends
+//! ```
+//! A volume is one directory or file of the node, in whichever containers it is mounted, and stays until the pod ends.
+
+mod classify;
+mod follow;
+mod placed;
+mod push;
+mod read;
+mod returned;
+mod watch;
+
+use super::agent::Agent;
+use super::attach::blocking;
+use super::guest_spec::HostMount;
+use super::policy::{Policy, Resolved};
+use super::{SandboxError, SpecError};
+use crate::identifier::Identifier;
+use agent_protocol::{VOLUME_FILE, VOLUMES};
+use classify::{Found, Kind, PodPaths, VolumePlan};
+use placed::{Placed, Source};
+use read::{FileKey, ReadError};
+use returned::Returned;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::sync::{Notify, watch as changes};
+use tokio::task::AbortHandle;
+
+/// Most bytes of a pod's volumes together.
+const MAX_POD: u64 = 32 << 20;
+
+/// The part of the microVM's memory that they may take. A volume is there twice while it is replaced.
+const PART_OF_MEMORY: u64 = 4;
+
+/// The volumes of one pod.
+#[derive(Debug)]
+pub(super) struct Volumes {
+    pod: Arc<Pod>,
+    /// What comes back, by container.
+    returned: Mutex<HashMap<Identifier, Vec<Returned>>>,
+    following: OnceLock<AbortHandle>,
+}
+
+/// What the task that follows updates shares with whoever adds volumes.
+#[derive(Debug)]
+struct Pod {
+    agent: Agent,
+    stopped: changes::Receiver<Option<String>>,
+    limit: u64,
+    /// Held during calls of the agent, each of which has a deadline. Neither a kill nor a deletion needs it.
+    state: tokio::sync::Mutex<State>,
+    added: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    volumes: HashMap<FileKey, Placed>,
+    last_id: u64,
+}
+
+impl State {
+    fn next_id(&mut self) -> String {
+        self.last_id += 1;
+        format!("v{}", self.last_id)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.volumes.values().map(Placed::bytes).sum()
+    }
+}
+
+impl Volumes {
+    pub fn new(agent: Agent, stopped: changes::Receiver<Option<String>>, memory_mib: u32) -> Self {
+        let limit = MAX_POD.min((u64::from(memory_mib) << 20) / PART_OF_MEMORY);
+        let pod = Pod { agent, stopped, limit, state: tokio::sync::Mutex::default(), added: Notify::new() };
+        Self { pod: Arc::new(pod), returned: Mutex::default(), following: OnceLock::new() }
+    }
+
+    /// Brings the source of a mount into the guest, if it is one of those that are copied. Returns where the guest has it.
+    pub async fn place(
+        &self,
+        container: &Identifier,
+        mount: &HostMount,
+        found: &Resolved,
+        looked: Looked,
+    ) -> Result<Option<String>, SandboxError> {
+        let Looked { plan, key } = looked;
+        let source = |kind| Source { path: found.path.clone(), key, kind };
+        let placed = match plan {
+            VolumePlan::Shared => return Ok(None),
+            VolumePlan::Pushed => self.pod.place(source(placed::Kind::Directory)).await,
+            VolumePlan::File => self.pod.place(source(placed::Kind::File)).await,
+            VolumePlan::Returned => self.place_returned(container, source(placed::Kind::File), found).await,
+        };
+        let placed = placed.map_err(|error| error.about(mount))?;
+        if placed.is_some() && plan == VolumePlan::Pushed {
+            self.follow();
+        }
+        Ok(placed.map(|id| match plan {
+            VolumePlan::Pushed | VolumePlan::Shared => format!("{VOLUMES}/{id}"),
+            VolumePlan::File | VolumePlan::Returned => format!("{VOLUMES}/{id}/{VOLUME_FILE}"),
+        }))
+    }
+
+    /// From the first volume on that kubelet may update.
+    fn follow(&self) {
+        self.following.get_or_init(|| tokio::spawn(follow::follow(self.pod.clone())).abort_handle());
+        self.pod.added.notify_one();
+    }
+
+    async fn place_returned(
+        &self,
+        container: &Identifier,
+        source: Source,
+        found: &Resolved,
+    ) -> Result<Option<String>, PlaceError> {
+        let file = returned::open(found).map_err(|error| PlaceError::Read(error.into()))?;
+        let id = self.pod.state.lock().await.next_id();
+        let returned = Returned::new(id.clone(), file);
+        // Before it is made: whoever detaches the container finds it.
+        self.returned().entry(container.clone()).or_default().push(returned);
+        returned::place(&self.pod.agent, &id, source).await?;
+        Ok(Some(id))
+    }
+
+    /// Writes back what a container that has ended left in its files. Bounded; an error is logged.
+    pub async fn take_back(&self, container: &Identifier) {
+        let returned = self.returned().get(container).cloned().unwrap_or_default();
+        for file in returned {
+            file.take_back(&self.pod.agent, container).await;
+        }
+    }
+
+    /// Forgets what was a container's alone. Waits for nobody.
+    pub fn detach(&self, container: &Identifier) {
+        let returned = self.returned().remove(container).unwrap_or_default();
+        if returned.is_empty() || self.pod.stopped.borrow().is_some() {
+            return;
+        }
+        let pod = self.pod.clone();
+        tokio::spawn(async move {
+            for file in returned {
+                file.release(&pod.agent).await;
+            }
+        });
+    }
+
+    /// No update is followed any more.
+    pub fn end(&self) {
+        if let Some(following) = self.following.get() {
+            following.abort();
+        }
+    }
+
+    fn returned(&self) -> std::sync::MutexGuard<'_, HashMap<Identifier, Vec<Returned>>> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Volumes {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Pod {
+    /// The volume's content is the newest when this returns. `None`: it has not the layout of one that can be followed.
+    async fn place(&self, source: Source) -> Result<Option<String>, PlaceError> {
+        let mut state = self.state.lock().await;
+        let others = state.bytes();
+        if let Some(volume) = state.volumes.get_mut(&source.key) {
+            let room = self.limit - (others - volume.bytes()).min(self.limit);
+            // Its other name may be gone: kubelet binds a part of a volume for each container.
+            volume.source = source;
+            volume.refresh(&self.agent, room).await?;
+            return Ok(Some(volume.id.clone()));
+        }
+        let Some(tree) = source.read().await? else { return Ok(None) };
+        let id = state.next_id();
+        let key = source.key;
+        let room = self.limit - others.min(self.limit);
+        let volume = Placed::new(&self.agent, id.clone(), source, tree, room).await?;
+        state.volumes.insert(key, volume);
+        Ok(Some(id))
+    }
+}
+
+/// Why a source is not in the guest.
+#[derive(Debug, thiserror::Error)]
+enum PlaceError {
+    #[error(transparent)]
+    Read(ReadError),
+    #[error("the pod's configuration is larger than {} MiB, which is the most that is copied into its microVM", .0 >> 20)]
+    PodTooLarge(u64),
+    #[error(transparent)]
+    Agent(#[from] super::AgentError),
+}
+
+impl From<ReadError> for PlaceError {
+    fn from(error: ReadError) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl PlaceError {
+    fn about(self, mount: &HostMount) -> SandboxError {
+        match self {
+            Self::Agent(error) => error.into(),
+            Self::Read(ReadError::Io(error)) => SandboxError::host("read", &mount.source.display())(error),
+            error => {
+                let destination = mount.destination.display().to_string();
+                SpecError::Mount { destination, reason: error.to_string() }.into()
+            }
+        }
+    }
+}
+
+/// What the source of a mount is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Looked {
+    plan: VolumePlan,
+    key: FileKey,
+}
+
+impl Looked {
+    /// Takes as long as the source's file system does.
+    pub fn at(policy: &Policy, mount: &HostMount, found: &Resolved) -> Result<Self, SandboxError> {
+        let look = || -> io::Result<Self> {
+            let metadata = File::from(found.fd.try_clone()?).metadata()?;
+            let kind = match metadata.file_type() {
+                kind if kind.is_dir() => Kind::Directory,
+                kind if kind.is_file() => Kind::File,
+                _ => Kind::Other,
+            };
+            let (pod, sandboxes) = policy.directories();
+            let origins = if kind == Kind::File { found.other_names()? } else { Vec::new() };
+            let (path, read_only) = (&found.path, mount.options.read_only);
+            let plan = PodPaths { pod, sandboxes }.classify(Found { path, origins: &origins, kind, read_only });
+            Ok(Self { plan, key: FileKey::of(&metadata) })
+        };
+        look().map_err(SandboxError::host("look at", &mount.source.display()))
+    }
+}
+
+/// Reads of the node's files block.
+async fn reading<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+) -> Result<T, ReadError> {
+    let result = blocking(move || Ok(work())).await;
+    result.map_err(|error| ReadError::Io(io::Error::other(error.to_string())))?
+}
