@@ -64,8 +64,9 @@ impl PodConfig {
     /// What the CRI plugin would say of the pod is not for the pod to say.
     fn annotations(&self) -> BTreeMap<String, String> {
         let all = self.0.annotations.clone().into_iter();
-        let uid = (POD_UID.to_owned(), self.0.metadata.uid.clone());
-        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).chain(self.limits()).chain([uid]).collect()
+        let uid = Some(self.0.metadata.uid.clone()).filter(|uid| !uid.is_empty());
+        let uid = uid.map(|uid| (POD_UID.to_owned(), uid));
+        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).chain(self.limits()).chain(uid).collect()
     }
 
     /// As the CRI plugin says it.
@@ -112,7 +113,8 @@ mod tests {
     use super::*;
     use crate::sandbox::check_pod;
     use cri_protocol::{
-        LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption, UserNamespace,
+        LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption,
+        PodSandboxMetadata, UserNamespace,
     };
 
     fn with(options: NamespaceOption) -> PodConfig {
@@ -192,11 +194,18 @@ mod tests {
 
     #[test]
     fn a_pod_cannot_speak_for_containerd() {
-        let annotations =
-            ["io.kubernetes.cri.sandbox-memory", "io.bulkhead.vcpus"].map(|key| (key.to_owned(), "4".to_owned()));
+        let annotations = ["io.kubernetes.cri.sandbox-memory", "io.kubernetes.cri.sandbox-uid", "io.bulkhead.vcpus"];
+        let annotations = annotations.map(|key| (key.to_owned(), "4".to_owned()));
         let config = PodSandboxConfig { annotations: annotations.into(), ..Default::default() };
         let spec = PodConfig(config).spec(&id(), "");
         assert_eq!(spec.annotations.into_keys().collect::<Vec<_>>(), ["io.bulkhead.vcpus"]);
+    }
+
+    #[test]
+    fn a_pod_has_the_uid_that_kubelet_gave_it() {
+        let metadata = PodSandboxMetadata { uid: "0b8e7a52".to_owned(), ..Default::default() };
+        let config = PodSandboxConfig { metadata: Some(metadata).into(), ..Default::default() };
+        assert_eq!(PodConfig(config).spec(&id(), "").annotations[POD_UID], "0b8e7a52");
     }
 
     #[test]
