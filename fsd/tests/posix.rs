@@ -315,3 +315,19 @@ fn a_program_may_read_and_write_past_the_caches() {
     nix::fcntl::fcntl(&later, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_DIRECT)).unwrap();
     check(&later, "switched over");
 }
+
+/// The same cases run on each snapshotter's root filesystem in a guest, on a node.
+#[test]
+fn programs_find_the_file_system_that_they_expect() {
+    let Some(share) = Mounted::start() else { return };
+    if !Path::new("/usr/bin/python3").exists() {
+        eprintln!("SKIPPED: the cases need python3");
+        return;
+    }
+    fs::set_permissions(share.path("").parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(share.path("cases")).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/e2e/programs/posix.py");
+    let output = Command::new("/usr/bin/python3").arg(script).arg(share.path("cases")).output().unwrap();
+    let (printed, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{printed}{errors}");
+}

@@ -132,7 +132,7 @@ impl Mounted {
             "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=131072",
             device.as_raw_fd()
         );
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let flags = MsFlags::MS_NOSUID;
         mount(Some("share"), &mount_point, Some("fuse"), flags, Some(options.as_str())).unwrap();
         let largest_request = Arc::new(AtomicUsize::new(0));
         let requests = Arc::new(AtomicUsize::new(0));
