@@ -44,6 +44,19 @@ impl ContainerSpec {
         self.document["process"]["oomScoreAdj"].as_i64().unwrap_or_default().clamp(-1000, 1000)
     }
 
+    /// Gives the container a device: a node, and a rule that lets it be used.
+    pub fn add_device(&mut self, device: &DeviceNode) -> Result<(), Error> {
+        let linux = object(&mut self.document["linux"])?;
+        let node = json!({
+            "path": device.path, "type": "b", "major": device.major, "minor": device.minor,
+            "fileMode": device.mode, "uid": device.uid, "gid": device.gid,
+        });
+        list(linux.entry("devices").or_insert_with(|| json!([])))?.push(node);
+        let resources = object(linux.entry("resources").or_insert_with(|| json!({})))?;
+        list(resources.entry("devices").or_insert_with(|| json!([])))?.push(device.rule());
+        Ok(())
+    }
+
     /// Whether a mount's source is in the pod's file share, which has to be mounted before.
     pub fn uses_share(&self) -> bool {
         let mounts = self.document["mounts"].as_array().map_or(&[][..], Vec::as_slice);
@@ -79,6 +92,34 @@ impl ProcessSpec {
     }
 }
 
+/// A disk of the guest, as a container sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceNode {
+    pub path: String,
+    pub major: u64,
+    pub minor: u64,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub access: String,
+}
+
+impl DeviceNode {
+    /// For `linux.resources.devices`.
+    fn rule(&self) -> Value {
+        json!({"allow": true, "type": "b", "major": self.major, "minor": self.minor, "access": self.access})
+    }
+}
+
+/// New limits of a container, its devices among them if the document is about devices at all.
+pub fn with_devices(resources: &[u8], devices: &[DeviceNode]) -> Result<Vec<u8>, Error> {
+    let mut document = parse("resources", resources)?;
+    if let Some(rules) = document.get_mut("devices").filter(|rules| !rules.is_null()) {
+        list(rules)?.extend(devices.iter().map(DeviceNode::rule));
+    }
+    Ok(document.to_string().into_bytes())
+}
+
 fn parse(what: &'static str, json: &[u8]) -> Result<Value, Error> {
     match serde_json::from_slice(json) {
         Ok(document @ Value::Object(_)) => Ok(document),
@@ -92,6 +133,13 @@ fn object(value: &mut Value) -> Result<&mut Map<String, Value>, Error> {
         *value = json!({});
     }
     value.as_object_mut().ok_or_else(|| Error::invalid("container specification", "", "a section is not an object"))
+}
+
+fn list(value: &mut Value) -> Result<&mut Vec<Value>, Error> {
+    if value.is_null() {
+        *value = json!([]);
+    }
+    value.as_array_mut().ok_or_else(|| Error::invalid("container specification", "", "its devices are no list"))
 }
 
 fn take_network_sysctls(document: &mut Value) -> Result<Vec<(String, String)>, Error> {
@@ -161,6 +209,33 @@ mod tests {
         assert!(spec(&json!({"mounts": [{"source": "/run/bulkhead/share/.volumes/0"}]})).uses_share());
         assert!(!spec(&json!({"mounts": [{"source": "/run/bulkhead/shared"}, {"type": "proc"}, 7]})).uses_share());
         assert!(!spec(&json!({"mounts": 7})).uses_share());
+    }
+
+    fn disk() -> DeviceNode {
+        let (path, access) = ("/dev/xvda".to_owned(), "rw".to_owned());
+        DeviceNode { path, major: 254, minor: 16, mode: 0o640, uid: 5, gid: 6, access }
+    }
+
+    #[test]
+    fn a_disk_gets_a_node_and_a_rule() {
+        let deny = json!({"allow": false, "access": "rwm"});
+        let rule = json!({"allow": true, "type": "b", "major": 254, "minor": 16, "access": "rw"});
+        let node =
+            json!({"path": "/dev/xvda", "type": "b", "major": 254, "minor": 16, "fileMode": 416, "uid": 5, "gid": 6});
+        let mut with = spec(&json!({"linux": {"resources": {"devices": [deny]}}}));
+        with.add_device(&disk()).unwrap();
+        let document: Value = serde_json::from_str(&with.to_json()).unwrap();
+        assert_eq!(document["linux"]["devices"], json!([node]));
+        assert_eq!(document["linux"]["resources"]["devices"], json!([deny, rule]));
+        spec(&json!({})).add_device(&disk()).unwrap();
+        assert!(spec(&json!({"linux": {"devices": 7}})).add_device(&disk()).is_err());
+
+        let update = |resources: Value| {
+            let updated = with_devices(resources.to_string().as_bytes(), &[disk()]).unwrap();
+            serde_json::from_slice::<Value>(&updated).unwrap()
+        };
+        assert_eq!(update(json!({"devices": [deny]})), json!({"devices": [deny, rule]}));
+        assert_eq!(update(json!({"memory": {"limit": 5}})), json!({"memory": {"limit": 5}}));
     }
 
     #[test]

@@ -6,11 +6,12 @@ use crate::cgroup::{Cgroup, OomCounter};
 use crate::crun::Launched;
 use crate::error::Error;
 use crate::guest::sysctl;
-use crate::id::{ContainerId, ProcessName};
+use crate::id::{ContainerId, PciAddress, ProcessName};
 use crate::reaper::Child;
 use crate::rootfs::{Rootfs, Source};
-use crate::spec::{CGROUP_PARENT, ContainerSpec};
+use crate::spec::{CGROUP_PARENT, ContainerSpec, DeviceNode};
 use crate::stdio::{ConsoleSocket, Stdio, Wanted};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -26,6 +27,28 @@ pub struct CreateRequest {
     pub rootfs: Source,
     pub wanted: Wanted,
     pub pids: Pids,
+    pub devices: Vec<WantedDevice>,
+}
+
+/// A disk of the guest that the container is to use as a device.
+#[derive(Debug)]
+pub struct WantedDevice {
+    pub path: String,
+    pub address: PciAddress,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub access: String,
+}
+
+impl WantedDevice {
+    async fn find(self, agent: &Agent) -> Result<DeviceNode, Error> {
+        let node = agent.pci.disk(&self.address).await?;
+        let number = std::fs::metadata(&node).map_err(Error::system("look at", node.display()))?.rdev();
+        let (major, minor) = (libc::major(number).into(), libc::minor(number).into());
+        let Self { path, mode, uid, gid, access, .. } = self;
+        Ok(DeviceNode { path, major, minor, mode, uid, gid, access })
+    }
 }
 
 /// Whose process ids a container sees.
@@ -63,6 +86,12 @@ impl Container {
         if let Some(process) = request.pids.member(agent).await? {
             spec.join_pid_namespace(process)?;
         }
+        let mut devices = Vec::new();
+        for device in request.devices {
+            let device = device.find(agent).await?;
+            spec.add_device(&device)?;
+            devices.push(device);
+        }
         std::fs::create_dir_all(&target).map_err(Error::system("create", target.display()))?;
         let rootfs = match mount_rootfs(agent, &spec, request.rootfs, &target).await {
             Ok(rootfs) => rootfs,
@@ -78,6 +107,7 @@ impl Container {
                     id: request.id,
                     init: Arc::new(init),
                     oom_score: spec.oom_score(),
+                    devices,
                     bundle,
                     rootfs,
                     execs: Mutex::default(),

@@ -12,7 +12,7 @@ mod state;
 mod table;
 mod update;
 
-pub use create::{CreateRequest, Pids};
+pub use create::{CreateRequest, Pids, WantedDevice};
 pub use process::Process;
 pub use table::Table;
 
@@ -20,6 +20,7 @@ use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::id::{ContainerId, ExecId, ProcessName};
 use crate::rootfs::Rootfs;
+use crate::spec::DeviceNode;
 use exec::Exec;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ pub struct Container {
     pub init: Arc<Process>,
     pub bundle: PathBuf,
     oom_score: i64,
+    /// Disks of the guest that it uses as devices.
+    devices: Vec<DeviceNode>,
     rootfs: Rootfs,
     execs: Mutex<HashMap<ExecId, Arc<Exec>>>,
     /// Held by whatever changes the container as a whole; true while it is paused.

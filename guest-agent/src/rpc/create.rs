@@ -1,14 +1,14 @@
 //! CreateContainer and CreateProcess.
 
 use crate::agent::Agent;
-use crate::container::{Container, CreateRequest, Pids};
+use crate::container::{Container, CreateRequest, Pids, WantedDevice};
 use crate::error::Error;
-use crate::id::{ContainerId, ExecId};
+use crate::id::{ContainerId, ExecId, PciAddress};
 use crate::rootfs::Source;
 use crate::spec::ProcessSpec;
 use crate::stdio::Wanted;
 use agent_protocol::agent::create_container_request::{Pid_namespace, Rootfs};
-use agent_protocol::agent::{CreateContainerRequest, CreateProcessRequest, Empty, Streams};
+use agent_protocol::agent::{CreateContainerRequest, CreateProcessRequest, DeviceNode, Empty, Streams};
 use std::sync::Arc;
 
 pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest) -> Result<Empty, Error> {
@@ -27,7 +27,8 @@ pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest
         Some(Pid_namespace::PidsOfContainer(other)) => Pids::Container(ContainerId::parse(other)?),
         Some(_) => return Err(Error::invalid("pid namespace", "", "this agent does not know its kind")),
     };
-    Container::create(&agent, CreateRequest { id, spec: request.spec, rootfs, wanted, pids }).await?;
+    let devices = request.devices.iter().map(device).collect::<Result<_, Error>>()?;
+    Container::create(&agent, CreateRequest { id, spec: request.spec, rootfs, wanted, pids, devices }).await?;
     Ok(Empty::new())
 }
 
@@ -36,6 +37,11 @@ pub(super) fn process(agent: &Agent, request: &CreateProcessRequest) -> Result<E
     let spec = ProcessSpec::parse(&request.process)?;
     container.create_exec(agent, ExecId::parse(&request.exec_id)?, &spec, wanted(&request.streams))?;
     Ok(Empty::new())
+}
+
+fn device(device: &DeviceNode) -> Result<WantedDevice, Error> {
+    let DeviceNode { path, mode, uid, gid, access, .. } = device.clone();
+    Ok(WantedDevice { path, address: PciAddress::parse(&device.pci_address)?, mode, uid, gid, access })
 }
 
 fn wanted(streams: &Streams) -> Wanted {
