@@ -29,6 +29,10 @@ pub const DISK_OPERATIONS: RangeInclusive<u32> = 10..=1 << 30;
 /// Below this, ids belong to the node's own users.
 const MIN_FIRST_UID: u32 = 100_000;
 
+/// Smallest and largest [`Config::scratch_mib`]: every file system of a node holds sparse files of 8 TiB.
+const MIN_SCRATCH_MIB: u32 = 16;
+const MAX_SCRATCH_MIB: u32 = 8 << 20;
+
 /// The longest file that is read, in bytes.
 const MAX_LENGTH: u64 = 64 * 1024;
 
@@ -49,6 +53,8 @@ pub struct Config {
     pub first_uid: u32,
     /// Directories and files of the node that pods may mount, with what is below them.
     pub host_paths: Vec<PathBuf>,
+    /// Largest writable layer, in MiB, of a container whose root filesystem is disks of layers.
+    pub scratch_mib: u32,
     /// Where kubelet keeps the volumes of pods.
     pub kubelet_directory: PathBuf,
     /// containerd's `root` and `state`, where its CRI plugin keeps files for pods.
@@ -65,6 +71,7 @@ impl Default for Config {
             disk_operations_per_second: None,
             first_uid: 2_000_000_000,
             host_paths: Vec::new(),
+            scratch_mib: 10_240,
             kubelet_directory: "/var/lib/kubelet".into(),
             containerd_directories: vec!["/var/lib/containerd".into(), "/run/containerd".into()],
         }
@@ -131,6 +138,7 @@ impl Config {
                 "host_paths" => config.host_paths = at.paths("host_paths")?,
                 "kubelet_directory" => config.kubelet_directory = at.path("kubelet_directory")?,
                 "containerd_directories" => config.containerd_directories = at.paths("containerd_directories")?,
+                "scratch_mib" => config.scratch_mib = at.number("scratch_mib", MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB)?,
                 _ => return Err(ConfigError::UnknownKey { path: path.to_owned(), key: key.clone() }),
             }
         }

@@ -18,6 +18,7 @@ fn every_key_can_be_set() {
         disk_mib_per_second = 50
         disk_operations_per_second = 1000
         first_uid = 300000
+        scratch_mib = 100
         host_paths = ["/srv/data", "/var/log/app.log"]
         kubelet_directory = "/data/kubelet"
         containerd_directories = ["/run/k3s/containerd"]
@@ -29,6 +30,7 @@ fn every_key_can_be_set() {
         disk_mib_per_second: Some(50),
         disk_operations_per_second: Some(1000),
         first_uid: 300_000,
+        scratch_mib: 100,
         host_paths: vec!["/srv/data".into(), "/var/log/app.log".into()],
         kubelet_directory: "/data/kubelet".into(),
         containerd_directories: vec!["/run/k3s/containerd".into()],

@@ -103,6 +103,8 @@ pub(super) async fn boot(
                 memory_mib,
                 policy: Policy::new(config, &spec),
                 configuration: Volumes::new(agent.clone(), vmm.stopped(), memory_mib),
+                layers: tokio::sync::Mutex::default(),
+                scratch_mib: config.scratch_mib,
                 vmm,
                 agent,
                 file_server: OnceCell::new(),

@@ -47,6 +47,11 @@ impl Host {
         self.prefix.join("share/guest.erofs")
     }
 
+    /// An empty file system, to be copied for each writable disk.
+    pub fn scratch_template(&self) -> PathBuf {
+        self.prefix.join("share/scratch.ext4")
+    }
+
     /// One file for each user id in use, with the owner's name in it.
     pub fn uids(&self) -> PathBuf {
         self.run.join("uids")

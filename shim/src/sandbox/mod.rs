@@ -24,6 +24,7 @@ mod guest_spec;
 mod host;
 mod id;
 mod labels;
+mod layers;
 mod lines;
 mod mount;
 mod network;
@@ -140,6 +141,10 @@ struct Inner {
     configuration: Volumes,
     /// Where they see them.
     volumes: Places,
+    /// What its containers' image layers are attached as.
+    layers: tokio::sync::Mutex<layers::Registry>,
+    /// Most of what one container may write to a layer of its own.
+    scratch_mib: u32,
     vmm: Vmm,
     agent: Agent,
     /// Runs since the first container that needed it.

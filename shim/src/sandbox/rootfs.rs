@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RootfsPlan {
-    /// Mounted on the node, reached through the file server.
+    /// Mounted on the node, reached through the file server; or layers that become disks, when they turn out to be EROFS.
     Overlay(Overlay),
     /// A directory of the node, reached through the file server.
     Directory { source: PathBuf, options: TreeOptions },
     /// A disk of the guest, mounted there.
     Block { image: PathBuf, read_only: bool, filesystem: String, options: Vec<String> },
+    /// One layer of an image, to be read: a disk of the guest.
+    Layer { blob: PathBuf },
 }
 
 impl RootfsPlan {
@@ -56,8 +58,15 @@ impl RootfsPlan {
                 let (image, filesystem) = (mount.source.clone(), mount.kind.clone());
                 Ok(Self::Block { image, read_only, filesystem, options })
             }
+            "erofs" if read_only && others(&["ro", "loop"]).is_empty() => {
+                Ok(Self::Layer { blob: mount.source.clone() })
+            }
+            "erofs" => Err(SpecError::Rootfs(format!(
+                "mount type \"erofs\" is supported with the options ro and loop, not with {:?}",
+                mount.options.join(",")
+            ))),
             kind => Err(SpecError::Rootfs(format!(
-                "mount type {kind:?} is not supported: use a snapshotter that gives overlay, bind, ext4 or xfs"
+                "mount type {kind:?} is not supported: use a snapshotter that gives overlay, bind, ext4, xfs or erofs"
             ))),
         }
     }
@@ -108,9 +117,19 @@ mod tests {
     }
 
     #[test]
+    fn a_view_of_one_erofs_layer_is_a_disk() {
+        let layer = plan("erofs", "/s/1/layer.erofs", &["ro", "loop"]).unwrap();
+        assert_eq!(layer, RootfsPlan::Layer { blob: "/s/1/layer.erofs".into() });
+        for options in [&["loop"][..], &["ro", "device=/s/2/layer.erofs"], &["ro", "X-containerd.dmverity={}"]] {
+            let error = plan("erofs", "/s/1/layer.erofs", options).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("not with {:?}", options.join(","))), "{error}");
+        }
+    }
+
+    #[test]
     fn other_types_and_stacks_are_refused_by_name() {
-        let error = plan("erofs", "/layer", &["ro", "loop"]).unwrap_err().to_string();
-        assert!(error.contains("\"erofs\""), "{error}");
+        let error = plan("btrfs", "/layer", &["ro"]).unwrap_err().to_string();
+        assert!(error.contains("\"btrfs\""), "{error}");
         let mount = |kind: &str| Mount { kind: kind.into(), source: PathBuf::new(), options: Vec::new() };
         let stack = [mount("erofs"), mount("format/mkdir/overlay")];
         let error = RootfsPlan::new(&stack, None, Path::new("/")).unwrap_err().to_string();

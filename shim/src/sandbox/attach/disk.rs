@@ -30,7 +30,18 @@ impl Inner {
         let open = move || open_image(&path, read_only).map_err(SandboxError::host("open", &path.display()));
         let step = format!("opening {} for container {container}", image.display());
         let file = until(Instant::now() + SOURCES, step, blocking(open)).await?;
-        let name = format!("disk {} of container {container}", image.display());
+        self.plug_disk(container, &format!("disk {}", image.display()), file, read_only).await
+    }
+
+    /// `what` tells the operator which disk it is.
+    pub(super) async fn plug_disk(
+        &self,
+        container: &Identifier,
+        what: &str,
+        file: File,
+        read_only: bool,
+    ) -> Result<Disk, SandboxError> {
+        let name = format!("{what} of container {container}");
         let device = Device::Block { image: FdSlot(0), read_only, limit: self.disk_rate };
         let (device, address) = self.vmm.attach(&name, device, file.as_fd()).await?;
         let disk = Disk { device, address };

@@ -1,6 +1,8 @@
 //! Attaching a container's files to the running microVM, and taking them back.
 
 mod disk;
+mod layers;
+mod root;
 mod server;
 mod volumes;
 
@@ -14,7 +16,6 @@ use super::share::ContainerShare;
 use super::shared::Shared;
 use super::{Attached, Container, Inner, SandboxError, SpecError};
 use crate::identifier::Identifier;
-use agent_protocol::agent::BlockVolume;
 use agent_protocol::agent::create_container_request::Rootfs;
 use std::io;
 use std::sync::PoisonError;
@@ -52,23 +53,13 @@ impl Inner {
         let mounts = self.place_mounts(&id, mounts).await?;
         let files = ContainerShare::new(&self.directory, &id, &self.volumes);
 
-        if !matches!(rootfs, RootfsPlan::Block { .. }) || mounts.iter().any(PlacedMount::is_shared) {
+        let on_disks = self.attach_root(&id, &rootfs).await?;
+        if on_disks.is_none() || mounts.iter().any(PlacedMount::is_shared) {
             self.file_server.get_or_try_init(|| self.start_file_server()).await?;
         }
-        let disk = match &rootfs {
-            RootfsPlan::Block { image, read_only, .. } => Some(self.attach_disk(&id, image, *read_only).await?),
-            _ => None,
-        };
-        let answer = match (&rootfs, disk) {
-            (RootfsPlan::Block { filesystem, options, .. }, Some(disk)) => Rootfs::Block(BlockVolume {
-                pci_address: disk.address.to_string(),
-                filesystem: filesystem.clone(),
-                options: options.clone(),
-                ..BlockVolume::default()
-            }),
-            _ => Rootfs::SharedPath(files.rootfs()),
-        };
-        let mounted = volumes::mount_files(&files, rootfs, mounts).await;
+        let shared_root = on_disks.is_none().then_some(rootfs);
+        let answer = on_disks.unwrap_or_else(|| Rootfs::SharedPath(files.rootfs()));
+        let mounted = volumes::mount_files(&files, shared_root, mounts).await;
         // A thread that is stuck with a source must not mount it when this container is gone.
         files.close();
         let mut spec = guest_spec(&spec, &mounted?)?;
@@ -81,7 +72,8 @@ impl Inner {
     /// Goes on after an error, so that as little as possible stays; tells the first.
     pub(super) async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
         self.configuration.detach(container);
-        let disks = self.containers().remove(container).unwrap_or_default();
+        let mut disks = self.containers().remove(container).unwrap_or_default();
+        disks.extend(self.release_layers(container).await);
         let alive = self.vmm.stopped().borrow().is_none();
         let mut result = Ok(());
         for disk in disks.into_iter().filter(|_| alive) {

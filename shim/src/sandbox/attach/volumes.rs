@@ -54,16 +54,16 @@ impl Inner {
 /// told when it was the last.
 pub(super) async fn mount_files(
     files: &ContainerShare,
-    root: RootfsPlan,
+    root: Option<RootfsPlan>,
     mounts: Vec<PlacedMount>,
 ) -> Result<Vec<String>, SandboxError> {
     let end = Instant::now() + SOURCES;
     let share = files.clone();
     let step = format!("mounting the root filesystem of container {}", files.container());
     let mount_root = move || match &root {
-        RootfsPlan::Overlay(overlay) => share.mount_overlay(overlay),
-        RootfsPlan::Directory { source, options } => share.mount_root_directory(source, *options),
-        RootfsPlan::Block { .. } => Ok(()),
+        Some(RootfsPlan::Overlay(overlay)) => share.mount_overlay(overlay),
+        Some(RootfsPlan::Directory { source, options }) => share.mount_root_directory(source, *options),
+        Some(RootfsPlan::Block { .. } | RootfsPlan::Layer { .. }) | None => Ok(()),
     };
     until(end, step, blocking(mount_root)).await?;
     let mut places = Vec::with_capacity(mounts.len());

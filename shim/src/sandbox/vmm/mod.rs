@@ -66,8 +66,18 @@ impl Vmm {
         device: Device,
         descriptor: BorrowedFd<'_>,
     ) -> Result<(DeviceId, PciAddress), SandboxError> {
+        self.attach_all(name, device, &[descriptor]).await
+    }
+
+    /// The same for a device of several descriptors, which it names by their positions.
+    pub async fn attach_all(
+        &self,
+        name: &str,
+        device: Device,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(DeviceId, PciAddress), SandboxError> {
         let operation = format!("attach {name}");
-        match self.call(&operation, Call::Attach(device), &[descriptor], DEFAULT).await? {
+        match self.call(&operation, Call::Attach(device), descriptors, DEFAULT).await? {
             Answer::Attached { device, address } => Ok((device, address)),
             Answer::Done => Err(SandboxError::Refused { operation, reason: "its answer names no device".to_owned() }),
         }

@@ -1,0 +1,115 @@
+//! Which layers the pod's disks have, and which containers use them. Pure.
+//!
+//! A layer is attached once for all containers of the pod. A disk goes when no container uses any of its parts.
+
+use super::FileId;
+use crate::identifier::Identifier;
+use std::collections::HashMap;
+use std::ops::Range;
+use vmm_protocol::{DeviceId, PciAddress};
+
+#[derive(Debug, Default)]
+pub(in super::super) struct Registry {
+    disks: Vec<LayerDisk>,
+    users: HashMap<Identifier, Vec<FileId>>,
+}
+
+#[derive(Debug)]
+struct LayerDisk {
+    device: DeviceId,
+    address: PciAddress,
+    /// In the order of the disk.
+    parts: Vec<(FileId, Range<u64>)>,
+}
+
+/// Where the guest finds a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) struct Part {
+    pub address: PciAddress,
+    /// From 1 on.
+    pub number: u32,
+    pub place: Range<u64>,
+}
+
+impl Registry {
+    pub fn has(&self, file: FileId) -> bool {
+        self.part(file).is_some()
+    }
+
+    /// A disk that was attached. The files stay open in the VMM, so that their ids stay theirs.
+    pub fn add(&mut self, device: DeviceId, address: PciAddress, parts: Vec<(FileId, Range<u64>)>) {
+        self.disks.push(LayerDisk { device, address, parts });
+    }
+
+    /// The layers of a container, which uses them from now on. `None` when one is not attached.
+    pub fn take(&mut self, container: &Identifier, files: &[FileId]) -> Option<Vec<Part>> {
+        let parts = files.iter().map(|file| self.part(*file)).collect::<Option<_>>()?;
+        self.users.insert(container.clone(), files.to_vec());
+        Some(parts)
+    }
+
+    /// Forgets what a container uses. Returns the disks that nobody uses any more, forgotten too.
+    pub fn release(&mut self, container: &Identifier) -> Vec<(DeviceId, PciAddress)> {
+        self.users.remove(container);
+        let used = |file: &FileId| self.users.values().any(|files| files.contains(file));
+        let unused = |disk: &mut LayerDisk| !disk.parts.iter().any(|(file, _)| used(file));
+        self.disks.extract_if(.., unused).map(|disk| (disk.device, disk.address)).collect()
+    }
+
+    fn part(&self, file: FileId) -> Option<Part> {
+        self.disks.iter().find_map(|disk| {
+            let index = disk.parts.iter().position(|(id, _)| *id == file)?;
+            let number = u32::try_from(index + 1).ok()?;
+            Some(Part { address: disk.address, number, place: disk.parts[index].1.clone() })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(inode: u64) -> FileId {
+        FileId { device: 1, inode }
+    }
+
+    fn address(slot: u8) -> PciAddress {
+        PciAddress::new(slot).unwrap()
+    }
+
+    #[test]
+    fn a_second_container_of_an_image_attaches_nothing() {
+        let [web, log] = ["web", "log"].map(|id| id.parse::<Identifier>().unwrap());
+        let mut registry = Registry::default();
+        assert!(!registry.has(file(1)));
+        registry.add(DeviceId(7), address(5), vec![(file(1), 0..4096), (file(2), 4096..8192)]);
+        let parts = registry.take(&web, &[file(2), file(1)]).unwrap();
+        assert_eq!(parts[0], Part { address: address(5), number: 2, place: 4096..8192 });
+        assert_eq!(parts[1].number, 1);
+        assert_eq!(registry.take(&log, &[file(2), file(1)]).unwrap(), parts);
+        assert_eq!(registry.release(&web), []);
+        assert_eq!(registry.release(&log), [(DeviceId(7), address(5))]);
+        assert!(!registry.has(file(1)));
+    }
+
+    #[test]
+    fn a_disk_stays_for_the_one_layer_that_is_shared() {
+        let [web, log] = ["web", "log"].map(|id| id.parse::<Identifier>().unwrap());
+        let mut registry = Registry::default();
+        registry.add(DeviceId(7), address(5), vec![(file(1), 0..4096), (file(2), 4096..8192)]);
+        registry.take(&web, &[file(2), file(1)]).unwrap();
+        registry.add(DeviceId(8), address(6), vec![(file(3), 0..4096)]);
+        registry.take(&log, &[file(3), file(1)]).unwrap();
+        assert_eq!(registry.release(&web), [], "its base is in use");
+        assert_eq!(registry.release(&log), [(DeviceId(7), address(5)), (DeviceId(8), address(6))]);
+    }
+
+    #[test]
+    fn what_is_not_attached_cannot_be_used() {
+        let web = "web".parse().unwrap();
+        let mut registry = Registry::default();
+        assert_eq!(registry.take(&web, &[file(1)]), None);
+        registry.add(DeviceId(7), address(5), vec![(file(1), 0..4096)]);
+        assert_eq!(registry.release(&web), [(DeviceId(7), address(5))], "a disk that nobody took goes");
+    }
+}
