@@ -14,7 +14,7 @@ use content::Content;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -93,16 +93,19 @@ impl Volumes {
         if last { content.swap_in() } else { Ok(()) }
     }
 
-    /// What the volume's one file holds, up to `limit` bytes, and whether there is more.
+    /// What the volume's one file holds, the last `limit` bytes of it, and whether there is more.
     pub fn take_file(&self, id: &VolumeId, limit: usize) -> Result<(Vec<u8>, bool), Error> {
         let path = self.get(id)?.path.join(VOLUME_FILE);
-        let failed = || Error::system("read", path.display());
-        let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
-        let mut content = Vec::new();
-        file.and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut content)).map_err(failed())?;
-        let cut = content.len() > limit;
-        content.truncate(limit);
-        Ok((content, cut))
+        let read = || -> std::io::Result<(Vec<u8>, bool)> {
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+            let mut file = File::options().read(true).custom_flags(flags).open(&path)?;
+            let before = file.metadata()?.len().saturating_sub(limit as u64);
+            file.seek(SeekFrom::Start(before))?;
+            let mut content = Vec::new();
+            file.take(limit as u64).read_to_end(&mut content)?;
+            Ok((content, before > 0))
+        };
+        read().map_err(Error::system("read", path.display()))
     }
 
     /// Forgets a volume. Containers that still mount it keep its files.

@@ -143,7 +143,7 @@ fn what_a_container_wrote_is_taken_up_to_the_limit() {
     assert_eq!(volumes.take_file(&id(), 10).unwrap(), (Vec::new(), false));
     std::fs::write(path.join(VOLUME_FILE), "so long").unwrap();
     assert_eq!(volumes.take_file(&id(), 7).unwrap(), (b"so long".to_vec(), false));
-    assert_eq!(volumes.take_file(&id(), 2).unwrap(), (b"so".to_vec(), true));
+    assert_eq!(volumes.take_file(&id(), 2).unwrap(), (b"ng".to_vec(), true));
     std::fs::remove_file(path.join(VOLUME_FILE)).unwrap();
     symlink("/etc/passwd", path.join(VOLUME_FILE)).unwrap();
     assert!(volumes.take_file(&id(), 7).is_err());
