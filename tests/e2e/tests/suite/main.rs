@@ -19,6 +19,7 @@ mod pod_services;
 mod pod_volumes;
 mod pod_workloads;
 mod pods;
+mod policy;
 mod security;
 mod streams;
 mod workloads;
