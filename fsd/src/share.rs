@@ -136,6 +136,24 @@ fn reads_only(flags: u32) -> bool {
     flags & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned()
 }
 
+/// Reads a part of a directory by a function that notes whether there was an entry. The library stops at one that the node has removed
+/// before it was looked at. When that is the first, there is an error, or nothing: to the guest, the end of the directory.
+/// So what ends without an entry is read again, and then starts with another one.
+fn list(mut read: impl FnMut(&mut bool) -> io::Result<()>) -> io::Result<()> {
+    const ATTEMPTS: usize = 8;
+    let mut result = Ok(());
+    for _ in 0..ATTEMPTS {
+        let mut found = false;
+        result = read(&mut found);
+        match &result {
+            Ok(()) if !found => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            _ => break,
+        }
+    }
+    result.map_err(of_server)
+}
+
 /// What a request for one file too many gets.
 fn full() -> io::Error {
     io::Error::from_raw_os_error(libc::ENFILE)
@@ -397,7 +415,7 @@ impl FileSystem for Share {
         offset: u64,
         add: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        let listed = self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, entry| {
+        let mut add = |mut name: DirEntry<'_>, entry: Entry| {
             name.ino = self.numbers.unique(entry.attr.st_dev, entry.attr.st_ino);
             let added = add(name);
             // An entry that was not added is forgotten by the library.
@@ -405,8 +423,13 @@ impl FileSystem for Share {
                 self.files.forget(context, entry.inode, 1);
             }
             added
-        });
-        listed.map_err(of_server)
+        };
+        list(|found| {
+            self.files.readdirplus(context, inode, handle, size, offset, &mut |name, entry| {
+                *found = true;
+                add(name, entry)
+            })
+        })
     }
 
     fn readdirplus(
@@ -418,7 +441,7 @@ impl FileSystem for Share {
         offset: u64,
         add: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        let listed = self.files.readdirplus(context, inode, handle, size, offset, &mut |mut name, entry| {
+        let mut add = |mut name: DirEntry<'_>, entry: Entry| {
             let mut entry = self.found(context, inode, name.name, entry);
             let number = entry.inode;
             name.ino = entry.attr.st_ino;
@@ -435,8 +458,13 @@ impl FileSystem for Share {
                 _ => {}
             }
             added
-        });
-        listed.map_err(of_server)
+        };
+        list(|found| {
+            self.files.readdirplus(context, inode, handle, size, offset, &mut |name, entry| {
+                *found = true;
+                add(name, entry)
+            })
+        })
     }
 
     fn fsyncdir(&self, context: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()> {

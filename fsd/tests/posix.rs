@@ -316,6 +316,34 @@ fn a_program_may_read_and_write_past_the_caches() {
     check(&later, "switched over");
 }
 
+#[test]
+fn a_directory_is_listed_while_the_node_removes_entries() {
+    let Some(share) = Mounted::start() else { return };
+    fs::create_dir(share.host("busy")).unwrap();
+    fs::write(share.host("busy/that stays"), "").unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for number in 0..20 {
+                    fs::write(share.host(&format!("busy/{number}")), "").unwrap();
+                }
+                for number in 0..20 {
+                    fs::remove_file(share.host(&format!("busy/{number}"))).unwrap();
+                }
+            }
+        });
+        let lists = (0..2000).map(|_| -> std::io::Result<bool> {
+            let names = fs::read_dir(share.path("busy"))?.map(|entry| Ok(entry?.file_name()));
+            Ok(names.collect::<std::io::Result<Vec<_>>>()?.contains(&"that stays".into()))
+        });
+        let lists: Vec<_> = lists.collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let wrong: Vec<_> = lists.iter().filter(|list| !matches!(list, Ok(true))).collect();
+        assert!(wrong.is_empty(), "{} of {} lists: {:?}", wrong.len(), lists.len(), wrong[0]);
+    });
+}
+
 /// The same cases run on each snapshotter's root filesystem in a guest, on a node.
 #[test]
 fn programs_find_the_file_system_that_they_expect() {
