@@ -20,11 +20,13 @@ mod pod_volumes;
 mod pod_workloads;
 mod pods;
 mod policy;
+mod power_cut;
 mod security;
 mod streams;
 mod workloads;
 
-/// Repeats a module's tests for each snapshotter: overlayfs is shared through virtio-fs, blockfile is a virtio-blk disk.
+/// Repeats a module's tests for each snapshotter. Root filesystems of overlayfs and native are shared through virtio-fs, those
+/// of blockfile and devmapper are virtio-blk disks; `make test` has one of each.
 macro_rules! for_each_snapshotter {
     ($($name:ident),+ $(,)?) => {
         mod overlayfs {
@@ -32,6 +34,12 @@ macro_rules! for_each_snapshotter {
         }
         mod blockfile {
             $(#[test] fn $name() { super::$name("blockfile"); })+
+        }
+        mod native {
+            $(#[test] #[ignore = "`make test-long`"] fn $name() { super::$name("native"); })+
+        }
+        mod devmapper {
+            $(#[test] #[ignore = "`make test-long`"] fn $name() { super::$name("devmapper"); })+
         }
     };
 }
