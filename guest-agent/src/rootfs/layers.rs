@@ -125,6 +125,19 @@ impl Layers {
         Ok(path)
     }
 
+    /// Lets go of a disk that is about to go, also of layers that are still said to be in use.
+    pub async fn forget(&self, address: &PciAddress) {
+        let mut mounted = self.mounted.lock().await;
+        let of_disk: Vec<_> = mounted.places.keys().filter(|key| key.address == *address).cloned().collect();
+        for key in of_disk {
+            tracing::warn!(address = address.as_str(), part = key.part, "a layer in use goes with its disk");
+            if let Some(place) = mounted.places.get_mut(&key) {
+                place.users = 1;
+            }
+            release(&mut mounted, Held(vec![key])).await;
+        }
+    }
+
     /// Unmounts what nobody uses any more, so that its disk may go.
     pub async fn release(&self, held: Held) {
         release(&mut *self.mounted.lock().await, held).await;

@@ -24,6 +24,7 @@ pub enum Device {
     Layers {
         /// Regular files open for reading alone, 1 to [`crate::MAX_PARTS`]. None may change while it is attached.
         parts: Vec<FdSlot>,
+        limit: RateLimit,
     },
     Net {
         /// A tap device with `IFF_VNET_HDR`, whose header length was not changed since it was made.

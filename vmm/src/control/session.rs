@@ -155,9 +155,9 @@ fn attachment(device: Device, mut descriptors: Descriptors) -> Result<Attachment
         Device::Block { image, read_only, limit } => {
             Attachment::Block { image: File::from(descriptors.take(image)?), read_only, limit }
         }
-        Device::Layers { parts } => {
+        Device::Layers { parts, limit } => {
             let parts = parts.into_iter().map(|part| descriptors.take(part).map(File::from));
-            Attachment::Layers { parts: parts.collect::<Result<_, _>>()? }
+            Attachment::Layers { parts: parts.collect::<Result<_, _>>()?, limit }
         }
         Device::Net { tap, mac, mtu } => Attachment::Net { tap: File::from(descriptors.take(tap)?), mac, mtu },
         Device::Fs { tag, server } => Attachment::Fs { tag, server: descriptors.take(server)? },

@@ -33,7 +33,7 @@ pub type Placed = (u8, Box<dyn VirtioDevice>);
 #[derive(Debug)]
 pub enum Attachment {
     Block { image: File, read_only: bool, limit: RateLimit },
-    Layers { parts: Vec<File> },
+    Layers { parts: Vec<File>, limit: RateLimit },
     Net { tap: File, mac: [u8; 6], mtu: u16 },
     Fs { tag: String, server: OwnedFd },
 }
@@ -52,7 +52,7 @@ impl Attachment {
     pub fn into_device(self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
         Ok(match self {
             Self::Block { image, read_only, limit } => Box::new(Block::new(image, read_only, limit)?),
-            Self::Layers { parts } => Box::new(Block::layers(parts)?),
+            Self::Layers { parts, limit } => Box::new(Block::layers(parts, limit)?),
             Self::Fs { tag, server } => Box::new(Fs::new(&tag, server)?),
             Self::Net { tap, mac, mtu } => Box::new(Net::new(tap, mac, mtu)?),
         })

@@ -76,7 +76,8 @@ impl Inner {
             let places = part_offsets(&lengths).ok_or_else(|| impossible("they are too many or too long"))?;
             let parts = (0..).take(missing.len()).map(FdSlot).collect();
             let files: Vec<_> = missing.iter().map(|blob| blob.file.as_fd()).collect();
-            let (device, address) = self.vmm.attach_all(&operation, Device::Layers { parts }, &files).await?;
+            let (device, address) =
+                self.vmm.attach_all(&operation, Device::Layers { parts, limit: self.disk_rate }, &files).await?;
             registry.add(device, address, missing.iter().map(|blob| blob.id).zip(places).collect());
         }
         let files: Vec<FileId> = blobs.iter().map(|blob| blob.id).collect();

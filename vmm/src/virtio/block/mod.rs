@@ -67,8 +67,8 @@ impl Block {
     }
 
     /// A read-only disk of several files: `docs/protocols/vmm.md` has the layout.
-    pub fn layers(parts: Vec<File>) -> Result<Self, BlockError> {
-        Ok(Self::of(Image::parts(parts)?, true, RateLimit::default()))
+    pub fn layers(parts: Vec<File>, rate: RateLimit) -> Result<Self, BlockError> {
+        Ok(Self::of(Image::parts(parts)?, true, rate))
     }
 
     fn of(image: Image, read_only: bool, rate: RateLimit) -> Self {

@@ -10,6 +10,10 @@ fn file(bytes: &[u8]) -> File {
     File::open(path).unwrap()
 }
 
+fn layers(parts: Vec<File>) -> Result<Block, BlockError> {
+    Block::layers(parts, RateLimit::default())
+}
+
 /// Every byte tells its part and its place there.
 fn content(part: usize, length: usize) -> Vec<u8> {
     (0..length).map(|at| ((at * 7 + part * 31) % 251 + 1) as u8).collect()
@@ -23,7 +27,7 @@ fn disk(lengths: &[usize]) -> (Driver<Block>, Vec<u8>) {
     for (part, place) in parts.iter().zip(places) {
         expected[place.start as usize..place.end as usize].copy_from_slice(part);
     }
-    let block = Block::layers(parts.iter().map(|part| file(part)).collect()).unwrap();
+    let block = layers(parts.iter().map(|part| file(part)).collect()).unwrap();
     (Driver::start(block, EVENT_INDEX), expected)
 }
 
@@ -82,7 +86,7 @@ fn a_part_that_is_cut_while_in_use_gives_errors_and_the_others_do_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("part");
     std::fs::write(&path, content(0, 8192)).unwrap();
-    let block = Block::layers(vec![File::open(&path).unwrap(), file(&content(1, 4096))]).unwrap();
+    let block = layers(vec![File::open(&path).unwrap(), file(&content(1, 4096))]).unwrap();
     let mut driver = Driver::start(block, EVENT_INDEX);
     File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
     assert_eq!(request(&mut driver, READ, 0, &[Part::Writable(DATA, 4096)]), OK);
@@ -98,18 +102,18 @@ fn the_most_parts_are_a_disk_and_one_more_is_not() {
     assert_eq!(request(&mut driver, READ, last, &[Part::Writable(DATA, 1024)]), OK);
     assert_eq!(driver.read(DATA, 600), content(MAX_PARTS - 1, 600));
     let one_more = (0..=MAX_PARTS).map(|_| file(b"x")).collect();
-    assert!(matches!(Block::layers(one_more), Err(BlockError::Parts(129))));
+    assert!(matches!(layers(one_more), Err(BlockError::Parts(129))));
 }
 
 #[test]
 fn unusable_parts_are_refused() {
-    assert!(matches!(Block::layers(Vec::new()), Err(BlockError::Parts(0))));
-    assert!(matches!(Block::layers(vec![file(b"x"), file(b"")]), Err(BlockError::Parts(2))));
-    assert!(matches!(Block::layers(vec![File::open("/").unwrap()]), Err(BlockError::PartType)));
-    assert!(matches!(Block::layers(vec![File::open("/dev/zero").unwrap()]), Err(BlockError::PartType)));
+    assert!(matches!(layers(Vec::new()), Err(BlockError::Parts(0))));
+    assert!(matches!(layers(vec![file(b"x"), file(b"")]), Err(BlockError::Parts(2))));
+    assert!(matches!(layers(vec![File::open("/").unwrap()]), Err(BlockError::PartType)));
+    assert!(matches!(layers(vec![File::open("/dev/zero").unwrap()]), Err(BlockError::PartType)));
     let writable = tempfile::tempfile().unwrap();
     writable.set_len(4096).unwrap();
-    assert!(matches!(Block::layers(vec![writable]), Err(BlockError::PartMode)));
+    assert!(matches!(layers(vec![writable]), Err(BlockError::PartMode)));
 }
 
 #[test]
