@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::id::ContainerId;
 use agent_protocol::SHARE_MOUNT;
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Parent of all containers' cgroups.
 pub const CGROUP_PARENT: &str = "bulkhead";
@@ -57,11 +57,11 @@ impl ContainerSpec {
         Ok(())
     }
 
-    /// Whether a mount's source is in the pod's file share, which has to be mounted before.
-    pub fn uses_share(&self) -> bool {
+    /// The sources of mounts that are in the pod's file share, which has to be mounted before.
+    pub fn shared_sources(&self) -> Vec<PathBuf> {
         let mounts = self.document["mounts"].as_array().map_or(&[][..], Vec::as_slice);
-        let mut sources = mounts.iter().filter_map(|mount| mount["source"].as_str());
-        sources.any(|source| Path::new(source).starts_with(SHARE_MOUNT))
+        let sources = mounts.iter().filter_map(|mount| mount["source"].as_str());
+        sources.map(PathBuf::from).filter(|source| source.starts_with(SHARE_MOUNT)).collect()
     }
 
     /// Has the container see the processes of the namespace that `process` is in.
@@ -206,9 +206,10 @@ mod tests {
 
     #[test]
     fn mounts_from_the_share_are_noticed() {
-        assert!(spec(&json!({"mounts": [{"source": "/run/bulkhead/share/.volumes/0"}]})).uses_share());
-        assert!(!spec(&json!({"mounts": [{"source": "/run/bulkhead/shared"}, {"type": "proc"}, 7]})).uses_share());
-        assert!(!spec(&json!({"mounts": 7})).uses_share());
+        let volume = "/run/bulkhead/share/.volumes/0";
+        let mounts = json!([{"source": volume}, {"source": "/run/bulkhead/shared"}, {"type": "proc"}, 7]);
+        assert_eq!(spec(&json!({"mounts": mounts})).shared_sources(), [Path::new(volume)]);
+        assert!(spec(&json!({"mounts": 7})).shared_sources().is_empty());
     }
 
     fn disk() -> DeviceNode {

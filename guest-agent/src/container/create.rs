@@ -110,6 +110,7 @@ impl Container {
                     devices,
                     bundle,
                     rootfs,
+                    volumes: spec.shared_sources(),
                     execs: Mutex::default(),
                     paused: tokio::sync::Mutex::new(false),
                     watchers: Mutex::default(),
@@ -119,7 +120,7 @@ impl Container {
                 Ok(())
             }
             Err(error) => {
-                remove::take_away(agent, &request.id, &bundle, &rootfs).await;
+                remove::take_away(agent, &request.id, &bundle, &rootfs, &spec.shared_sources()).await;
                 Err(error)
             }
         }
@@ -141,7 +142,7 @@ impl Container {
 }
 
 async fn mount_rootfs(agent: &Agent, spec: &ContainerSpec, source: Source, target: &Path) -> Result<Rootfs, Error> {
-    if spec.uses_share() {
+    if !spec.shared_sources().is_empty() {
         agent.share.ensure().await?;
     }
     for (name, value) in &spec.network_sysctls {

@@ -38,6 +38,8 @@ pub struct Container {
     /// Disks of the guest that it uses as devices.
     devices: Vec<DeviceNode>,
     rootfs: Rootfs,
+    /// Volumes in the pod's file share that it mounts.
+    volumes: Vec<PathBuf>,
     execs: Mutex<HashMap<ExecId, Arc<Exec>>>,
     /// Held by whatever changes the container as a whole; true while it is paused.
     pub paused: tokio::sync::Mutex<bool>,

@@ -6,7 +6,7 @@ use crate::agent::Agent;
 use crate::error::Error;
 use crate::id::ContainerId;
 use crate::rootfs::{self, Rootfs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a killed container may take to be gone.
@@ -27,7 +27,7 @@ impl Container {
             })?;
         }
         self.execs().clear();
-        take_away(agent, &self.id, &self.bundle, &self.rootfs).await;
+        take_away(agent, &self.id, &self.bundle, &self.rootfs, &self.volumes).await;
         agent.containers.remove(&self.id);
         Ok(())
     }
@@ -41,7 +41,7 @@ impl Container {
 }
 
 /// Every step is tried: what can't be removed is logged, since the guest is gone soon anyway.
-pub(super) async fn take_away(agent: &Agent, id: &ContainerId, bundle: &Path, rootfs: &Rootfs) {
+pub(super) async fn take_away(agent: &Agent, id: &ContainerId, bundle: &Path, rootfs: &Rootfs, volumes: &[PathBuf]) {
     if let Err(error) = agent.crun.delete(id, bundle).await {
         tracing::warn!(container = %id, %error, "crun could not delete");
     }
@@ -52,5 +52,5 @@ pub(super) async fn take_away(agent: &Agent, id: &ContainerId, bundle: &Path, ro
         }
         Err(error) => tracing::warn!(container = %id, %error, "root filesystem stays mounted"),
     }
-    rootfs::forget(id);
+    rootfs::forget(id, volumes);
 }

@@ -51,13 +51,16 @@ impl Share {
     }
 }
 
-/// Has the kernel forget the files of a container that the node is about to take off the share, in the background.
+/// Has the kernel forget the files of a container that the node is about to take off the share, in the background. Volumes
+/// that other containers mount stay.
 ///
 /// What a name led to is remembered until somebody looks the name up again, and nobody ever does for a container that
 /// is gone. As long, the file server on the node keeps its files open, deleted ones with their space.
-pub fn forget(container: &ContainerId) {
+pub fn forget(container: &ContainerId, volumes: &[PathBuf]) {
     let directory = PathBuf::from(SHARE_MOUNT).join(container.to_string());
-    tokio::spawn(look_until_gone(directory, LOOK));
+    for place in volumes.iter().cloned().chain([directory]) {
+        tokio::spawn(look_until_gone(place, LOOK));
+    }
 }
 
 async fn look_until_gone(directory: PathBuf, interval: Duration) {
