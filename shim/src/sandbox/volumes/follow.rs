@@ -3,7 +3,7 @@
 use super::placed::{Kind, Placed};
 use super::read::ReadError;
 use super::watch::Watcher;
-use super::{PlaceError, Pod};
+use super::{PlaceError, Pod, Room};
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
@@ -47,13 +47,13 @@ async fn look_for_ever(pod: &Pod) {
                 watcher.add(&volume.source.path);
             }
             let others = bytes.saturating_sub(volume.bytes());
-            look(pod, volume, pod.limit.saturating_sub(others)).await;
+            look(pod, volume, pod.room(others)).await;
             again |= volume.again;
         }
     }
 }
 
-async fn look(pod: &Pod, volume: &mut Placed, room: u64) {
+async fn look(pod: &Pod, volume: &mut Placed, room: Room) {
     let version = match volume.source.version().await {
         Ok(version) => version,
         Err(error) => return given_up(volume, &error),

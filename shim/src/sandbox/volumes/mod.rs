@@ -173,13 +173,30 @@ impl Drop for Volumes {
     }
 }
 
+/// What a pod's volumes may take, and what the others have.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    limit: u64,
+    others: u64,
+}
+
+impl Room {
+    fn check(self, bytes: u64) -> Result<(), PlaceError> {
+        if bytes <= self.limit.saturating_sub(self.others) { Ok(()) } else { Err(PlaceError::PodTooLarge(self.limit)) }
+    }
+}
+
 impl Pod {
+    fn room(&self, others: u64) -> Room {
+        Room { limit: self.limit, others }
+    }
+
     /// The volume's content is the newest when this returns. `None`: it has not the layout of one that can be followed.
     async fn place(&self, source: Source) -> Result<Option<String>, PlaceError> {
         let mut state = self.state.lock().await;
         let others = state.bytes();
         if let Some(volume) = state.volumes.get_mut(&source.key) {
-            let room = self.limit - (others - volume.bytes()).min(self.limit);
+            let room = self.room(others - volume.bytes());
             // Its other name may be gone: kubelet binds a part of a volume for each container.
             volume.source = source;
             volume.refresh(&self.agent, room).await?;
@@ -188,7 +205,7 @@ impl Pod {
         let Some(tree) = source.read().await? else { return Ok(None) };
         let id = state.next_id();
         let key = source.key;
-        let room = self.limit - others.min(self.limit);
+        let room = self.room(others);
         let volume = Placed::new(&self.agent, id.clone(), source, tree, room).await?;
         state.volumes.insert(key, volume);
         Ok(Some(id))
@@ -259,3 +276,6 @@ async fn reading<T: Send + 'static>(
     let result = blocking(move || Ok(work())).await;
     result.map_err(|error| ReadError::Io(io::Error::other(error.to_string())))?
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,8 @@
 //! A volume that is in the guest, and its source on the node.
 
-use super::PlaceError;
 use super::push::push;
 use super::read::{self, FileKey, MAX_VOLUME, ReadError, Tree};
-use super::reading;
+use super::{PlaceError, Room, reading};
 use crate::sandbox::agent::Agent;
 use agent_protocol::agent::prepare_volume_request;
 use agent_protocol::agent::{PrepareVolumeRequest, PushedVolume, VolumeRequest};
@@ -60,8 +59,8 @@ pub(super) struct Placed {
 }
 
 impl Placed {
-    /// Makes the volume in the guest, and fills it. `room` is how many bytes it may take.
-    pub async fn new(agent: &Agent, id: String, source: Source, tree: Tree, room: u64) -> Result<Self, PlaceError> {
+    /// Makes the volume in the guest, and fills it.
+    pub async fn new(agent: &Agent, id: String, source: Source, tree: Tree, room: Room) -> Result<Self, PlaceError> {
         let volume = match source.kind {
             Kind::File => one_file(MAX_VOLUME),
             Kind::Directory => PushedVolume {
@@ -85,16 +84,14 @@ impl Placed {
     }
 
     /// Brings what the source holds now into the guest.
-    pub async fn refresh(&mut self, agent: &Agent, room: u64) -> Result<(), PlaceError> {
+    pub async fn refresh(&mut self, agent: &Agent, room: Room) -> Result<(), PlaceError> {
         // What cannot be followed any more stays as it was.
         let Some(tree) = self.source.read().await? else { return Ok(()) };
         self.fill(agent, tree, room).await
     }
 
-    async fn fill(&mut self, agent: &Agent, tree: Tree, room: u64) -> Result<(), PlaceError> {
-        if tree.bytes > room {
-            return Err(PlaceError::PodTooLarge(room + self.bytes));
-        }
+    async fn fill(&mut self, agent: &Agent, tree: Tree, room: Room) -> Result<(), PlaceError> {
+        room.check(tree.bytes)?;
         let fingerprint = tree.fingerprint();
         if self.fingerprint == Some(fingerprint) {
             return Ok(());
