@@ -84,7 +84,7 @@ fn interfaces() -> Vec<String> {
 }
 
 /// Our processes, zombies too, as `pid name`.
-fn processes() -> Vec<String> {
+pub fn processes() -> Vec<String> {
     let pids = names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     let named = pids.filter_map(|pid| {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;

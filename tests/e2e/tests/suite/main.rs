@@ -15,6 +15,7 @@ mod network;
 mod network_bad_input;
 mod network_forward;
 mod operator;
+mod pod_config;
 mod pod_services;
 mod pod_volumes;
 mod pod_workloads;
