@@ -231,7 +231,7 @@ impl Sandbox {
         result
     }
 
-    /// Brings what a container that has ended leaves for the node back to it. Takes 2 s at most for each file.
+    /// Brings what a container that has ended leaves for the node back to it. Takes 2 s at most.
     pub async fn take_back(&self, container: &Identifier) {
         self.inner.configuration.take_back(container).await;
     }

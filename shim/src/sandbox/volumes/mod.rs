@@ -33,11 +33,19 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, watch as changes};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 /// Most bytes of a pod's volumes together.
 const MAX_POD: u64 = 32 << 20;
+
+/// For one volume.
+const READING: Duration = Duration::from_secs(30);
+
+/// From the end of a container until it is told at the latest: the guest may not answer.
+const TAKING_BACK: Duration = Duration::from_secs(2);
 
 /// The part of the microVM's memory that they may take. A volume is there twice while it is replaced.
 const PART_OF_MEMORY: u64 = 4;
@@ -136,8 +144,13 @@ impl Volumes {
     /// Writes back what a container that has ended left in its files. Bounded; an error is logged.
     pub async fn take_back(&self, container: &Identifier) {
         let returned = self.returned().get(container).cloned().unwrap_or_default();
-        for file in returned {
-            file.take_back(&self.pod.agent, container).await;
+        let take_back = async {
+            for file in returned {
+                file.take_back(&self.pod.agent, container).await;
+            }
+        };
+        if timeout(TAKING_BACK, take_back).await.is_err() {
+            tracing::warn!(%container, "the termination log did not come back in {TAKING_BACK:?}");
         }
     }
 
@@ -269,12 +282,14 @@ impl Looked {
     }
 }
 
-/// Reads of the node's files block.
+/// Reads of the node's files block, and take as long as their file system does.
 async fn reading<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, ReadError> {
-    let result = blocking(move || Ok(work())).await;
-    result.map_err(|error| ReadError::Io(io::Error::other(error.to_string())))?
+    match timeout(READING, blocking(move || Ok(work()))).await {
+        Ok(result) => result.map_err(|error| ReadError::Io(io::Error::other(error.to_string())))?,
+        Err(_) => Err(ReadError::Io(io::ErrorKind::TimedOut.into())),
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::placed::{Source, one_file, prepare, release};
 use super::push::push;
 use crate::identifier::Identifier;
 use crate::sandbox::SandboxError;
-use crate::sandbox::agent::{Agent, AgentError};
+use crate::sandbox::agent::Agent;
 use crate::sandbox::attach::blocking;
 use crate::sandbox::policy::Resolved;
 use agent_protocol::agent::TakeFileRequest;
@@ -14,11 +14,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::timeout;
-
-/// From the end of a container until it is told at the latest: the guest may not answer.
-const LIMIT: Duration = Duration::from_secs(2);
 
 /// Most bytes that come back, the last ones. kubelet shows 4 KiB of them.
 const MAX_CONTENT: u32 = 64 * 1024;
@@ -53,21 +48,14 @@ impl Returned {
     }
 
     pub async fn take_back(&self, agent: &Agent, container: &Identifier) {
-        match timeout(LIMIT, self.copy(agent)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%container, %error, "the termination log did not come back"),
-            Err(_) => tracing::warn!(%container, "the termination log did not come back in {LIMIT:?}"),
+        if let Err(error) = self.copy(agent).await {
+            tracing::warn!(%container, %error, "the termination log did not come back");
         }
     }
 
     async fn copy(&self, agent: &Agent) -> Result<(), SandboxError> {
         let request = TakeFileRequest { volume: self.volume.clone(), limit: MAX_CONTENT, ..TakeFileRequest::default() };
-        let content = match agent.take_file(&request).await {
-            Ok(answer) => answer.content,
-            // Nothing to copy from.
-            Err(AgentError::Refused { text, .. }) => return Err(refused(text)),
-            Err(error) => return Err(error.into()),
-        };
+        let content = agent.take_file(&request).await?.content;
         let file = self.file.clone();
         let write = move || write(&file, &content).map_err(SandboxError::host("write", "the termination log"));
         blocking(write).await
@@ -76,10 +64,6 @@ impl Returned {
     pub async fn release(&self, agent: &Agent) {
         release(agent, &self.volume).await;
     }
-}
-
-fn refused(text: String) -> SandboxError {
-    SandboxError::host("read", "the termination log")(io::Error::other(text))
 }
 
 /// The guest may answer more than it was asked for.

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 use tokio::net::UnixStream;
 use ttrpc::r#async::{Server, TtrpcContext};
 

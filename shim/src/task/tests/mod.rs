@@ -28,6 +28,7 @@ async fn a_containers_life_is_told_in_order() {
     assert_eq!(bench.state("web").await.unwrap().status(), Status::RUNNING);
     bench.guest.end("web/", 3);
     assert_eq!(bench.wait("web", "").await, 3);
+    assert!(bench.guest.called("take back web"), "before the end is told");
     let state = bench.state("web").await.unwrap();
     assert_eq!((state.status(), state.exit_status), (Status::STOPPED, 3));
     let deleted = bench.delete("web", "").await.unwrap();
