@@ -10,6 +10,7 @@ mod cri_streams;
 mod faults;
 mod hot_plug;
 mod isolation;
+mod layers;
 mod lifecycle;
 mod network;
 mod network_bad_input;
