@@ -22,6 +22,7 @@ mod pod_volumes;
 mod pod_workloads;
 mod pods;
 mod policy;
+mod posix;
 mod power_cut;
 mod security;
 mod streams;
