@@ -8,7 +8,7 @@ use super::SandboxError;
 mod origin;
 
 use super::guest_spec::HostMount;
-use super::spec::{PodUid, SandboxSpec, SpecError, shown};
+use super::spec::{PodUid, SandboxSpec, SpecError};
 use crate::identifier::Identifier;
 use bulkhead_config::Config;
 use nix::errno::Errno;
@@ -98,8 +98,9 @@ impl Policy {
         }
         // The tenant is told the name it wrote: where a link leads is the operator's to know.
         tracing::warn!(%container, source = %source, found = %found.path.display(), "a mount is not allowed");
-        let source = shown(&source.to_string());
-        let reason = format!("{source} of the node is not allowed: see host_paths in config.toml");
+        // Long as it may be: kubelet's own paths are, and the end is what differs.
+        let source = source.to_string();
+        let reason = format!("{} of the node is not allowed: see host_paths in config.toml", source.escape_debug());
         Err(SpecError::Mount { destination: mount.destination.display().to_string(), reason }.into())
     }
 
