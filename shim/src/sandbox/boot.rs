@@ -109,6 +109,7 @@ pub(super) async fn boot(
                 agent,
                 file_server: OnceCell::new(),
                 containers: std::sync::Mutex::default(),
+                block_devices: tokio::sync::Mutex::default(),
                 forwarding: std::sync::OnceLock::new(),
                 destroyed: tokio::sync::Mutex::new(false),
             };

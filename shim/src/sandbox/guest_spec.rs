@@ -178,6 +178,7 @@ fn check_namespaces(linux: &Linux) -> Result<(), SpecError> {
 /// The `linux.resources` of a container that is created or updated, as the guest is to see them.
 pub fn guest_resources(resources: &mut Map<String, Value>) -> Result<(), SpecError> {
     known::check_resources(resources)?;
+    devices::drop_block_rules(resources);
     // Both name CPUs and memory nodes of the node, which the guest does not have.
     if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
         cpu.remove("cpus");

@@ -115,6 +115,8 @@ pub struct Attached {
     pub spec: Vec<u8>,
     /// Whose process ids the container sees; `None` is its own.
     pub pids: Option<agent_protocol::agent::create_container_request::Pid_namespace>,
+    /// Disks that it uses as devices.
+    pub devices: Vec<agent_protocol::agent::DeviceNode>,
 }
 
 /// One running microVM. Clones are handles to the same one.
@@ -150,6 +152,8 @@ struct Inner {
     /// Runs since the first container that needed it.
     file_server: OnceCell<Process>,
     containers: Mutex<Containers>,
+    /// Devices of the node that they use as such.
+    block_devices: tokio::sync::Mutex<attach::BlockDevices>,
     /// Connections to the pod's ports on the node; `None` without a network.
     forwarding: OnceLock<AbortHandle>,
     destroyed: tokio::sync::Mutex<bool>,

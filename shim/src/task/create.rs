@@ -131,6 +131,7 @@ async fn make(vm: &dyn MicroVm, container: &Container, plan: &ContainerPlan, ope
         streams: Some(container.init.stdio.streams()).into(),
         rootfs: Some(attached.rootfs),
         pid_namespace: attached.pids,
+        devices: attached.devices,
         ..Default::default()
     };
     vm.agent().create_container(&create).await?;

@@ -1,14 +1,17 @@
 //! Attaching a container's files to the running microVM, and taking them back.
 
+mod devices;
 mod disk;
 mod layers;
 mod root;
 mod server;
 mod volumes;
 
+pub(super) use devices::BlockDevices;
 pub(super) use disk::Disk;
 
 use self::volumes::PlacedMount;
+use super::devices::{BlockDevice, take_block};
 use super::guest_spec::{HostMount, guest_spec, host_mounts};
 use super::oci::Spec;
 use super::rootfs::RootfsPlan;
@@ -31,7 +34,8 @@ pub struct ContainerPlan {
     pub(super) id: Identifier,
     rootfs: RootfsPlan,
     mounts: Vec<HostMount>,
-    /// Without what the pod's containers share.
+    devices: Vec<BlockDevice>,
+    /// Without them, and without what the pod's containers share.
     spec: Spec,
     shared: Shared,
 }
@@ -42,14 +46,15 @@ impl ContainerPlan {
         let mut spec = container.spec.clone();
         let shared = Shared::take(&mut spec, container.pod)?;
         let mounts = host_mounts(&spec)?;
+        let devices = spec.linux.as_mut().map(take_block).transpose()?.unwrap_or_default();
         guest_spec(&spec, &vec![String::new(); mounts.len()])?;
-        Ok(Self { id: container.id.clone(), rootfs, mounts, spec, shared })
+        Ok(Self { id: container.id.clone(), rootfs, mounts, devices, spec, shared })
     }
 }
 
 impl Inner {
     pub(super) async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
-        let ContainerPlan { id, rootfs, mounts, spec, shared } = plan.clone();
+        let ContainerPlan { id, rootfs, mounts, devices, spec, shared } = plan.clone();
         let mounts = self.place_mounts(&id, mounts).await?;
         let files = ContainerShare::new(&self.directory, &id, &self.volumes);
 
@@ -59,6 +64,7 @@ impl Inner {
         }
         let shared_root = on_disks.is_none().then_some(rootfs);
         let answer = on_disks.unwrap_or_else(|| Rootfs::SharedPath(files.rootfs()));
+        let devices = self.attach_devices(&id, devices).await?;
         let mounted = volumes::mount_files(&files, shared_root, mounts).await;
         // A thread that is stuck with a source must not mount it when this container is gone.
         files.close();
@@ -66,7 +72,7 @@ impl Inner {
         shared.give(&mut spec);
         let spec = serde_json::to_vec(&spec).map_err(io::Error::from);
         let spec = spec.map_err(SandboxError::host("encode", "the specification"))?;
-        Ok(Attached { rootfs: answer, spec, pids: shared.pids.to_request() })
+        Ok(Attached { rootfs: answer, spec, pids: shared.pids.to_request(), devices })
     }
 
     /// Goes on after an error, so that as little as possible stays; tells the first.
@@ -75,7 +81,7 @@ impl Inner {
         let mut disks = self.containers().remove(container).unwrap_or_default();
         disks.extend(self.release_layers(container).await);
         let alive = self.vmm.stopped().borrow().is_none();
-        let mut result = Ok(());
+        let mut result = self.detach_devices(container, alive).await;
         for disk in disks.into_iter().filter(|_| alive) {
             result = result.and(self.detach_disk(disk).await);
         }

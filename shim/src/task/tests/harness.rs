@@ -242,7 +242,12 @@ impl MicroVm for FakeVm {
         if self.guest.attach_fails.load(Ordering::Relaxed) {
             return Err(SandboxError::Gone("test".to_owned()));
         }
-        Ok(Attached { rootfs: Rootfs::SharedPath("rootfs".into()), spec: b"{}".to_vec(), pids: None })
+        Ok(Attached {
+            rootfs: Rootfs::SharedPath("rootfs".into()),
+            spec: b"{}".to_vec(),
+            pids: None,
+            devices: Vec::new(),
+        })
     }
 
     async fn take_back(&self, container: &Identifier) {

@@ -4,6 +4,7 @@ use e2e::cri::Sandboxer;
 
 mod accounting;
 mod bad_input;
+mod block_volumes;
 mod churn;
 mod containerd_restart;
 mod cri_streams;
