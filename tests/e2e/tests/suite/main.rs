@@ -26,6 +26,7 @@ mod policy;
 mod posix;
 mod power_cut;
 mod security;
+mod shared_volumes;
 mod streams;
 mod workloads;
 

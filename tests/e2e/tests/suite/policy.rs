@@ -88,7 +88,8 @@ fn a_pod_mounts_what_is_listed_and_its_own(sandboxer: Sandboxer) {
 /// containerd 2.x mounts it below its own directory.
 fn an_image_is_a_volume(pod: &Pod) {
     let image = ImageSpec { image: BUSYBOX.into(), ..Default::default() };
-    let volume = Mount { container_path: "/image".into(), image: Some(image).into(), ..Default::default() };
+    let volume =
+        Mount { container_path: "/image".into(), readonly: true, image: Some(image).into(), ..Default::default() };
     let container = pod.container("image", BUSYBOX).config(|config| config.mounts.push(volume));
     let container = container.shell("/image/bin/busybox echo from the image; touch /image/x").start();
     assert_ne!(container.wait(), 0);
