@@ -41,13 +41,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn rate(annotations: serde_json::Value) -> Result<Rate, SpecError> {
+    fn rate(annotations: &serde_json::Value) -> Result<Rate, SpecError> {
         Rate::from_oci(&serde_json::from_value(json!({"annotations": annotations})).unwrap())
     }
 
     #[test]
     fn nobody_asked_is_no_limit() {
-        assert_eq!(rate(json!({})).unwrap().on(&Config::default()), RateLimit::default());
+        assert_eq!(rate(&json!({})).unwrap().on(&Config::default()), RateLimit::default());
     }
 
     #[test]
@@ -59,7 +59,7 @@ mod tests {
             (json!({BYTES: "4", OPERATIONS: "50"}), 4, 50),
             (json!({BYTES: "400", OPERATIONS: "5000"}), 10, 100),
         ] {
-            let limit = rate(asked).unwrap().on(&config);
+            let limit = rate(&asked).unwrap().on(&config);
             assert_eq!(limit.bytes_per_second, NonZeroU64::new(mib << 20));
             assert_eq!(limit.operations_per_second, NonZeroU32::new(operations));
         }
@@ -67,8 +67,8 @@ mod tests {
 
     #[test]
     fn a_rate_of_nothing_is_refused() {
-        let error = rate(json!({BYTES: "0"})).unwrap_err().to_string();
+        let error = rate(&json!({BYTES: "0"})).unwrap_err().to_string();
         assert_eq!(error, "annotation io.bulkhead.disk_mib_per_second must be a number from 1 to 1048576, not \"0\"");
-        assert!(rate(json!({OPERATIONS: "-1"})).is_err());
+        assert!(rate(&json!({OPERATIONS: "-1"})).is_err());
     }
 }
