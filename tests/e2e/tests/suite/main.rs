@@ -8,6 +8,7 @@ mod block_volumes;
 mod churn;
 mod containerd_restart;
 mod cri_streams;
+mod escape;
 mod faults;
 mod hot_plug;
 mod isolation;
@@ -33,6 +34,15 @@ mod workloads;
 /// Repeats a module's tests for each snapshotter. Root filesystems of overlayfs and native are shared through virtio-fs, those
 /// of blockfile and devmapper are virtio-blk disks; `make test` has one of each.
 macro_rules! for_each_snapshotter {
+    (long: $($name:ident),+ $(,)?) => {
+        mod overlayfs {
+            $(#[test] #[ignore = "`make test-long`"] fn $name() { super::$name("overlayfs"); })+
+        }
+        mod blockfile {
+            $(#[test] #[ignore = "`make test-long`"] fn $name() { super::$name("blockfile"); })+
+        }
+        crate::for_each_other_snapshotter!($($name),+);
+    };
     ($($name:ident),+ $(,)?) => {
         mod overlayfs {
             $(#[test] fn $name() { super::$name("overlayfs"); })+
@@ -40,6 +50,13 @@ macro_rules! for_each_snapshotter {
         mod blockfile {
             $(#[test] fn $name() { super::$name("blockfile"); })+
         }
+        crate::for_each_other_snapshotter!($($name),+);
+    };
+}
+pub(crate) use for_each_snapshotter;
+
+macro_rules! for_each_other_snapshotter {
+    ($($name:ident),+) => {
         mod native {
             $(#[test] #[ignore = "`make test-long`"] fn $name() { super::$name("native"); })+
         }
@@ -48,7 +65,7 @@ macro_rules! for_each_snapshotter {
         }
     };
 }
-pub(crate) use for_each_snapshotter;
+pub(crate) use for_each_other_snapshotter;
 
 /// Repeats a module's tests for each of containerd's ways from a pod to a shim. A pod costs up to a minute under
 /// emulation: `make test` has the quick ones, one way on each edition; `make test-long` has all, both ways where there are two.

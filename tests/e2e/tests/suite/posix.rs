@@ -3,7 +3,7 @@
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use e2e::{Container, DEBIAN};
 
-crate::for_each_snapshotter!(programs_find_the_file_system_that_they_expect);
+crate::for_each_snapshotter!(long: programs_find_the_file_system_that_they_expect);
 
 /// The cases, and what they say.
 const CASES: &str = include_str!("../../programs/posix.py");
