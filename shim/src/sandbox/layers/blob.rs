@@ -2,9 +2,10 @@
 //!
 //! Its superblock is read to see that the file is what its mount says, and whole. The guest reads the rest.
 
+use super::FileId;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Of EROFS, in the file and in `statfs`.
@@ -17,13 +18,6 @@ const LENGTH: usize = 128;
 
 /// File systems of more than 2^32 blocks, which the guest's kernel does not know.
 const INCOMPAT_48BIT: u32 = 0x80;
-
-/// Names a file for as long as it is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in super::super) struct FileId {
-    pub device: u64,
-    pub inode: u64,
-}
 
 /// A layer's file, open for reading.
 #[derive(Debug)]
@@ -57,8 +51,13 @@ impl Blob {
         if superblock.bytes > length {
             return Err(refused(format!("it is cut: {length} of {} bytes are there", superblock.bytes)));
         }
-        let id = FileId { device: metadata.dev(), inode: metadata.ino() };
-        Ok(Self { file, id, length, blocks: superblock.blocks, needs_more: superblock.needs_more })
+        Ok(Self {
+            file,
+            id: FileId::of(&metadata),
+            length,
+            blocks: superblock.blocks,
+            needs_more: superblock.needs_more,
+        })
     }
 }
 
@@ -90,6 +89,7 @@ impl Superblock {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     /// A file that says it is EROFS of so many blocks of 4096 bytes, and has `length` bytes.
     pub fn image(path: &Path, blocks: u32, length: u64) {

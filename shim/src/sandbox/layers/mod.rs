@@ -16,7 +16,8 @@ mod mounted;
 mod registry;
 pub(super) mod scratch;
 
-pub(super) use blob::{Blob, FileId};
+pub(super) use super::file_id::FileId;
+pub(super) use blob::Blob;
 pub(super) use registry::{Part, Registry};
 
 use super::SandboxError;

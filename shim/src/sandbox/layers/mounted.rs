@@ -1,12 +1,11 @@
 //! Which file a mounted layer is of, by the kernel's table of mounts.
 
 use super::super::SandboxError;
+use super::super::mountinfo::mounts;
 use super::blob::{Blob, MAGIC, refused};
 use super::loops;
 use nix::sys::statfs::{FsType, statfs};
-use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// What an EROFS file system was mounted from.
@@ -67,34 +66,9 @@ impl Mounted {
 /// What the file system at the mount point `directory` was mounted from, if it is EROFS, mounted whole.
 fn source(directory: &Path, table: &[u8]) -> Option<PathBuf> {
     // The last one hides the others.
-    let line = table.split(|&byte| byte == b'\n').rfind(|line| {
-        let place = line.split(|&byte| byte == b' ').nth(4);
-        place.is_some_and(|place| unescaped(place) == directory.as_os_str().as_bytes())
-    })?;
-    let mut fields = line.split(|&byte| byte == b' ');
-    let root = fields.nth(3)?;
-    let mut tail = fields.skip_while(|field| *field != b"-").skip(1);
-    let (kind, source) = (tail.next()?, tail.next()?);
-    (root == b"/" && kind == b"erofs").then(|| OsString::from_vec(unescaped(source)).into())
-}
-
-/// Blanks, newlines and backslashes are written as `\` and three octal digits.
-fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        match rest {
-            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] => {
-                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = tail;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    bytes
+    let mount = mounts(table).rfind(|mount| mount.point == directory)?;
+    let (kind, source) = mount.source?;
+    (mount.root == Path::new("/") && kind == b"erofs").then_some(source)
 }
 
 #[cfg(test)]
@@ -128,12 +102,6 @@ mod tests {
         for directory in ["/s/3/fs", "/s/5/fs", "/s/7/fs", "/s/8/fs", "/s/9", "/s/1/fs/etc", "/none"] {
             assert_eq!(Mounted::at(Path::new(directory), TABLE), None, "{directory}");
         }
-    }
-
-    #[test]
-    fn only_octal_escapes_are_undone() {
-        assert_eq!(unescaped(br"a\040b\134\011"), b"a b\\\t");
-        assert_eq!(unescaped(br"\4\0\04\400\"), br"\4\0\04\400\");
     }
 
     #[test]

@@ -1,30 +1,12 @@
 //! Other names of what a bind mount shows, from the kernel's table of mounts. Pure.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use crate::sandbox::mountinfo::mounts;
 use std::path::{Path, PathBuf};
-
-/// A line of `/proc/self/mountinfo`, as far as it says what is mounted where.
-struct Mount<'a> {
-    id: &'a [u8],
-    device: &'a [u8],
-    /// What of the device's file system is mounted.
-    root: PathBuf,
-    point: PathBuf,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a [u8]) -> Option<Self> {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let (id, device) = (fields.next()?, fields.nth(1)?);
-        Some(Self { id, device, root: unescaped(fields.next()?), point: unescaped(fields.next()?) })
-    }
-}
 
 /// The names that `path`, which lies on the mount `id`, has below the other mounts of the same device. A place that
 /// another mount hides is named too.
 pub(super) fn other_names(table: &[u8], id: &str, path: &Path) -> Vec<PathBuf> {
-    let mounts: Vec<_> = table.split(|&byte| byte == b'\n').filter_map(Mount::parse).collect();
+    let mounts: Vec<_> = mounts(table).collect();
     let Some(own) = mounts.iter().find(|mount| mount.id == id.as_bytes()) else { return Vec::new() };
     let Ok(rest) = path.strip_prefix(&own.point) else { return Vec::new() };
     let on_device = join(&own.root, rest);
@@ -35,19 +17,6 @@ pub(super) fn other_names(table: &[u8], id: &str, path: &Path) -> Vec<PathBuf> {
 /// Without a slash at the end where there is nothing to add.
 fn join(path: &Path, rest: &Path) -> PathBuf {
     path.components().chain(rest.components()).collect()
-}
-
-/// Blank, tab, newline and backslash are `\` and three octal digits in the table.
-fn unescaped(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let escaped = after.get(..3).filter(|_| byte == b'\\');
-        let code = escaped.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        bytes.push(code.unwrap_or(byte));
-        rest = if code.is_some() { &after[3..] } else { after };
-    }
-    OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
@@ -88,7 +57,6 @@ broken
     #[test]
     fn names_with_blanks_are_read() {
         assert_eq!(names("54", "/mnt/file"), ["/srv/a b/file"]);
-        assert_eq!(unescaped(br"a\134b\011\9\"), Path::new("a\\b\t\\9\\"));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod watch;
 
 use super::agent::Agent;
 use super::attach::blocking;
+use super::file_id::FileId;
 use super::guest_spec::HostMount;
 use super::policy::{Policy, Resolved};
 use super::{SandboxError, SpecError};
@@ -27,7 +28,7 @@ use crate::identifier::Identifier;
 use agent_protocol::{VOLUME_FILE, VOLUMES};
 use classify::{Found, Kind, PodPaths, VolumePlan};
 use placed::{Placed, Source};
-use read::{FileKey, ReadError};
+use read::ReadError;
 use returned::Returned;
 use std::collections::HashMap;
 use std::fs::File;
@@ -72,7 +73,7 @@ struct Pod {
 
 #[derive(Debug, Default)]
 struct State {
-    volumes: HashMap<FileKey, Placed>,
+    volumes: HashMap<FileId, Placed>,
     last_id: u64,
 }
 
@@ -259,7 +260,7 @@ impl PlaceError {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Looked {
     plan: VolumePlan,
-    key: FileKey,
+    key: FileId,
 }
 
 impl Looked {
@@ -276,7 +277,7 @@ impl Looked {
             let origins = if kind == Kind::File { found.other_names()? } else { Vec::new() };
             let (path, read_only) = (&found.path, mount.options.read_only);
             let plan = PodPaths { pod, sandboxes }.classify(Found { path, origins: &origins, kind, read_only });
-            Ok(Self { plan, key: FileKey::of(&metadata) })
+            Ok(Self { plan, key: FileId::of(&metadata) })
         };
         look().map_err(SandboxError::host("look at", &mount.source.display()))
     }

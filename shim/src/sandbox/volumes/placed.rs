@@ -1,9 +1,10 @@
 //! A volume that is in the guest, and its source on the node.
 
 use super::push::push;
-use super::read::{self, FileKey, MAX_VOLUME, ReadError, Tree};
+use super::read::{self, MAX_VOLUME, ReadError, Tree};
 use super::{PlaceError, Room, reading};
 use crate::sandbox::agent::Agent;
+use crate::sandbox::file_id::FileId;
 use agent_protocol::agent::prepare_volume_request;
 use agent_protocol::agent::{PrepareVolumeRequest, PushedVolume, VolumeRequest};
 use agent_protocol::files::MAX_ENTRIES;
@@ -22,7 +23,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub path: PathBuf,
-    pub key: FileKey,
+    pub key: FileId,
     pub kind: Kind,
 }
 

@@ -3,6 +3,7 @@
 //! kubelet replaces the link `..data` when a new version is complete, then removes the old one: what was read is of one
 //! version if the link leads to the same directory afterwards. Contents are secrets: no type here shows them.
 
+use crate::sandbox::file_id::FileId;
 use agent_protocol::VOLUME_FILE;
 use agent_protocol::files::{DATA, MAX_ENTRIES, entry_path, link_target};
 use nix::errno::Errno;
@@ -24,19 +25,6 @@ pub(super) const MAX_VOLUME: u64 = 8 << 20;
 /// How often a volume may change while it is read.
 const ATTEMPTS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Which file or directory of the node a source is, whatever it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FileKey {
-    device: u64,
-    inode: u64,
-}
-
-impl FileKey {
-    pub fn of(metadata: &Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino() }
-    }
-}
 
 /// What a volume holds.
 #[derive(Default)]
@@ -117,22 +105,22 @@ impl From<Errno> for ReadError {
 }
 
 /// Opens a source by its real name, for as long as it is read: kubelet could not unmount it otherwise.
-fn open_source(path: &Path, key: FileKey, kind: OFlag) -> Result<(File, Metadata), ReadError> {
+fn open_source(path: &Path, key: FileId, kind: OFlag) -> Result<(File, Metadata), ReadError> {
     let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | kind;
     let file = File::from(openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(resolve))?);
     let metadata = file.metadata()?;
-    if FileKey::of(&metadata) == key { Ok((file, metadata)) } else { Err(ReadError::Replaced) }
+    if FileId::of(&metadata) == key { Ok((file, metadata)) } else { Err(ReadError::Replaced) }
 }
 
 /// Mode, user and group of a directory.
-pub(super) fn owner(path: &Path, key: FileKey) -> Result<(u32, u32, u32), ReadError> {
+pub(super) fn owner(path: &Path, key: FileId) -> Result<(u32, u32, u32), ReadError> {
     let metadata = open_source(path, key, OFlag::O_DIRECTORY)?.1;
     Ok((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()))
 }
 
 /// A file alone, as the one entry of a volume.
-pub(super) fn read_file(path: &Path, key: FileKey) -> Result<Tree, ReadError> {
+pub(super) fn read_file(path: &Path, key: FileId) -> Result<Tree, ReadError> {
     let (file, metadata) = open_source(path, key, OFlag::empty())?;
     let mut reading = Reading::default();
     reading.file(file, &metadata, VOLUME_FILE.into())?;
@@ -140,12 +128,12 @@ pub(super) fn read_file(path: &Path, key: FileKey) -> Result<Tree, ReadError> {
 }
 
 /// Where the version of a volume is now. `None`: it has not the layout of kubelet's configurations.
-pub(super) fn version(path: &Path, key: FileKey) -> Result<Option<PathBuf>, ReadError> {
+pub(super) fn version(path: &Path, key: FileId) -> Result<Option<PathBuf>, ReadError> {
     data_link(&open_source(path, key, OFlag::O_DIRECTORY)?.0)
 }
 
 /// A configuration, all of one version. `None`: it has not the layout of kubelet's configurations.
-pub(super) fn read_volume(path: &Path, key: FileKey) -> Result<Option<Tree>, ReadError> {
+pub(super) fn read_volume(path: &Path, key: FileId) -> Result<Option<Tree>, ReadError> {
     let root = open_source(path, key, OFlag::O_DIRECTORY)?.0;
     for _ in 0..ATTEMPTS {
         let Some(data) = data_link(&root)? else { return Ok(None) };

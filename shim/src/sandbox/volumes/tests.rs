@@ -106,7 +106,7 @@ impl Bench {
     async fn place(&self, name: &str, plan: VolumePlan) -> Result<Option<String>, String> {
         let source = self.path(name);
         let found = Resolved::open(&source).unwrap();
-        let key = FileKey::of(&std::fs::metadata(&source).unwrap());
+        let key = FileId::of(&std::fs::metadata(&source).unwrap());
         let options = TreeOptions { recursive: true, read_only: true, follows_source: false };
         let mount = HostMount { index: 0, destination: "/d".into(), source, options };
         let placed = self.volumes.place(&web(), &mount, &found, Looked { plan, key }).await;

@@ -18,8 +18,8 @@ impl Volume {
         self.root.path().canonicalize().unwrap()
     }
 
-    fn key(&self) -> FileKey {
-        FileKey::of(&fs::metadata(self.root.path()).unwrap())
+    fn key(&self) -> FileId {
+        FileId::of(&fs::metadata(self.root.path()).unwrap())
     }
 
     fn write(&self, version: &str, keys: &[(&str, &[u8])]) {
@@ -91,7 +91,7 @@ fn a_new_version_has_another_fingerprint() {
 #[test]
 fn other_layouts_are_left_to_the_share() {
     let root = tempfile::tempdir().unwrap();
-    let read = || read_volume(&root.path().canonicalize().unwrap(), FileKey::of(&fs::metadata(root.path()).unwrap()));
+    let read = || read_volume(&root.path().canonicalize().unwrap(), FileId::of(&fs::metadata(root.path()).unwrap()));
     assert!(read().unwrap().is_none());
     for target in ["/etc", "..", "a/b", "../x"] {
         symlink(target, root.path().join(DATA)).unwrap();
@@ -132,7 +132,7 @@ fn devices_sockets_and_fifos_are_refused_by_name() {
 fn what_took_the_name_of_a_source_is_not_read() {
     let volume = Volume::new(&[("a", b"one")]);
     let other = tempfile::tempdir().unwrap();
-    let key = FileKey::of(&fs::metadata(other.path()).unwrap());
+    let key = FileId::of(&fs::metadata(other.path()).unwrap());
     assert!(matches!(read_volume(&volume.path(), key), Err(ReadError::Replaced)));
     let link = other.path().canonicalize().unwrap().join("link");
     symlink(volume.path(), &link).unwrap();
@@ -144,7 +144,7 @@ fn what_took_the_name_of_a_source_is_not_read() {
 fn a_file_alone_is_one_entry() {
     let volume = Volume::new(&[("a", b"one")]);
     let path = volume.path().join("..1/a");
-    let tree = read_file(&path, FileKey::of(&fs::metadata(&path).unwrap())).unwrap();
+    let tree = read_file(&path, FileId::of(&fs::metadata(&path).unwrap())).unwrap();
     assert_eq!(shown(&tree), ["file: one"]);
 }
 
