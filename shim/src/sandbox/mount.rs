@@ -1,6 +1,7 @@
 //! Mounts on the node, made so that each appears at its place with its restrictions already in force.
 #![expect(unsafe_code, reason = "the mount calls that work on descriptors have no safe wrapper")]
 
+use super::mountinfo::mounts;
 use super::policy::Resolved;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::CString;
@@ -186,10 +187,7 @@ fn remove_tree(directory: &Path, files: &[&str]) -> io::Result<()> {
 
 fn is_mounted_below(directory: &Path) -> io::Result<bool> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    let mut places = table.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
-    let directory = directory.as_os_str().as_bytes();
-    // The directories in question have no characters that this file escapes.
-    Ok(places.any(|place| place.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')))
+    Ok(mounts(&table).any(|mount| mount.point.starts_with(directory)))
 }
 
 #[cfg(test)]

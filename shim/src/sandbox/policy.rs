@@ -4,9 +4,9 @@
 //! A tenant who may write to a volume can swap a directory in it for a link at any moment. So a source is looked up
 //! once, judged by the real name of what was found, and used through the descriptor that was judged.
 
-use super::SandboxError;
 mod origin;
 
+use super::SandboxError;
 use super::guest_spec::HostMount;
 use super::spec::{PodUid, SandboxSpec, SpecError};
 use crate::identifier::Identifier;
@@ -87,56 +87,19 @@ impl Policy {
         }
     }
 
-    /// Looks the source of a mount up and allows it, or not. Takes as long as the source's file system does.
-    pub fn admit(&self, container: &Identifier, mount: &HostMount) -> Result<Resolved, SandboxError> {
-        let source = mount.source.display();
-        let found = Resolved::open(&mount.source);
-        let what = format!("{source} with container {container}");
-        let found = found.map_err(SandboxError::host("share", &what))?;
-        if self.allows(container, &found).map_err(SandboxError::host("share", &what))? {
-            return Ok(found);
-        }
-        // The tenant is told the name it wrote: where a link leads is the operator's to know.
-        tracing::warn!(%container, source = %source, found = %found.path.display(), "a mount is not allowed");
-        // Long as it may be: kubelet's own paths are, and the end is what differs.
-        let source = source.to_string();
-        let reason = format!("{} of the node is not allowed: see host_paths in config.toml", source.escape_debug());
-        Err(SpecError::Mount { destination: mount.destination.display().to_string(), reason }.into())
-    }
-
-    /// Where this pod's files are, by kubelet and by containerd. Real names.
-    pub fn directories(&self) -> (Option<PathBuf>, Vec<PathBuf>) {
-        let sandboxes = self.cri_directories().map(|cri| cri.join("sandboxes").join(self.pod.as_str()));
-        (self.pod_directory(), sandboxes.collect())
-    }
-
-    fn allows(&self, container: &Identifier, found: &Resolved) -> io::Result<bool> {
-        // The kernel's mark of a file that was removed; its name may be someone else's by now.
-        if found.path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)") {
-            return Ok(false);
-        }
-        let places = self.places(container);
-        let allowed = |path: &Path| places.iter().any(|place| path.starts_with(place));
-        let subpaths = self.pod_directory().map(|directory| directory.join(SUBPATHS));
-        match subpaths.filter(|subpaths| found.path.starts_with(subpaths)) {
-            None => Ok(allowed(&found.path)),
-            // kubelet binds a part of any volume here, that of a hostPath too: what counts is where it comes from.
-            Some(subpaths) => {
-                let mut names = found.other_names()?.into_iter().filter(|name| !name.starts_with(&subpaths));
-                Ok(names.any(|name| allowed(&name)))
-            }
-        }
-    }
-
-    fn places(&self, container: &Identifier) -> Vec<PathBuf> {
+    /// Looks up where kubelet and containerd keep their files, once for all mounts of a container.
+    pub fn of_container(&self, container: &Identifier) -> ContainerPolicy {
+        let cri: Vec<_> = self.cri_directories().collect();
+        let pod = self.pod_directory();
         let mut places = self.host_paths.clone();
-        places.extend(self.pod_directory().into_iter().flat_map(|pod| OF_POD.map(|name| pod.join(name))));
-        for cri in self.cri_directories() {
+        places.extend(pod.iter().flat_map(|pod| OF_POD.map(|name| pod.join(name))));
+        for cri in &cri {
             for (kind, id) in [("sandboxes", &self.pod), ("containers", container), ("image-volumes", &self.pod)] {
                 places.push(cri.join(kind).join(id.as_str()));
             }
         }
-        places
+        let sandboxes = cri.iter().map(|cri| cri.join("sandboxes").join(self.pod.as_str())).collect();
+        ContainerPolicy { container: container.clone(), places, pod, sandboxes }
     }
 
     /// Their owners may have put these directories elsewhere; no tenant can.
@@ -148,6 +111,62 @@ impl Policy {
     fn pod_directory(&self) -> Option<PathBuf> {
         let pods = Resolved::open(&self.kubelet.join("pods")).ok()?;
         Some(pods.path.join(self.uid.as_ref()?.as_str()))
+    }
+}
+
+/// What one container may mount. All paths are real names.
+#[derive(Debug)]
+pub(super) struct ContainerPolicy {
+    container: Identifier,
+    /// With what is below them.
+    places: Vec<PathBuf>,
+    /// kubelet's directory for the pod.
+    pub pod: Option<PathBuf>,
+    /// containerd's, for its sandbox.
+    pub sandboxes: Vec<PathBuf>,
+}
+
+impl ContainerPolicy {
+    /// Looks the source of a mount up and allows it, or not. Takes as long as the source's file system does.
+    pub fn admit(&self, mount: &HostMount) -> Result<Resolved, SandboxError> {
+        let source = mount.source.display();
+        let found = Resolved::open(&mount.source);
+        let what = format!("{source} with container {}", self.container);
+        let found = found.map_err(SandboxError::host("share", &what))?;
+        if self.allows(&found).map_err(SandboxError::host("share", &what))? {
+            return Ok(found);
+        }
+        // The tenant is told the name it wrote: where a link leads is the operator's to know.
+        let (container, real) = (&self.container, found.path.display());
+        tracing::warn!(%container, source = %source, found = %real, "a mount is not allowed");
+        // Long as it may be: kubelet's own paths are, and the end is what differs.
+        let source = source.to_string();
+        let reason = format!("{} of the node is not allowed: see host_paths in config.toml", source.escape_debug());
+        Err(SpecError::Mount { destination: mount.destination.display().to_string(), reason }.into())
+    }
+
+    fn allows(&self, found: &Resolved) -> io::Result<bool> {
+        Ok(!self.names(found)?.is_empty())
+    }
+
+    /// By which of its names something may be mounted: its own, or for a part of a volume those of its origin.
+    pub fn names(&self, found: &Resolved) -> io::Result<Vec<PathBuf>> {
+        // The kernel's mark of a file that was removed; its name may be someone else's by now.
+        if found.path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)") {
+            return Ok(Vec::new());
+        }
+        let subpaths = self.pod.as_ref().map(|pod| pod.join(SUBPATHS));
+        let mut names = match subpaths.filter(|subpaths| found.path.starts_with(subpaths)) {
+            None => vec![found.path.clone()],
+            // kubelet binds a part of any volume here, that of a hostPath too: what counts is where it comes from.
+            Some(subpaths) => {
+                let mut names = found.other_names()?;
+                names.retain(|name| !name.starts_with(&subpaths));
+                names
+            }
+        };
+        names.retain(|name| self.places.iter().any(|place| name.starts_with(place)));
+        Ok(names)
     }
 }
 

@@ -8,6 +8,7 @@ use super::super::volumes::Looked;
 use super::super::{Inner, SandboxError};
 use super::{SOURCES, blocking, until};
 use crate::identifier::Identifier;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// A mount of a container whose source was found.
@@ -34,11 +35,14 @@ impl Inner {
     ) -> Result<Vec<PlacedMount>, SandboxError> {
         let end = Instant::now() + SOURCES;
         let mut placed = Vec::with_capacity(mounts.len());
+        let (policy, name) = (self.policy.clone(), container.clone());
+        let step = format!("finding the directories of container {container}");
+        let policy = Arc::new(until(end, step, blocking(move || Ok(policy.of_container(&name)))).await?);
         for mount in mounts {
             let step = format!("sharing {} with container {container}", mount.source.display());
-            let (policy, name, asked) = (self.policy.clone(), container.clone(), mount.clone());
+            let (policy, asked) = (policy.clone(), mount.clone());
             let look = move || {
-                let source = policy.admit(&name, &asked)?;
+                let source = policy.admit(&asked)?;
                 let looked = Looked::at(&policy, &asked, &source)?;
                 Ok((source, looked))
             };

@@ -3,13 +3,13 @@
 //! Two places of one tree would be two files to the guest's kernel: a lock that one container takes would not hold in
 //! another, and pages that both map would differ.
 
+use super::super::file_id::FileId;
 use super::super::host::SandboxDirectory;
 use super::super::mount::{DetachedTree, TreeOptions, unmount_all};
 use super::super::policy::Resolved;
 use crate::identifier::Identifier;
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,8 +20,7 @@ pub(super) const VOLUMES: &str = ".volumes";
 /// same restrictions.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
-    device: u64,
-    inode: u64,
+    file: FileId,
     mount: String,
     options: TreeOptions,
 }
@@ -63,7 +62,7 @@ impl Places {
         options: TreeOptions,
     ) -> io::Result<u64> {
         let metadata = tree.metadata()?;
-        let key = Key { device: metadata.dev(), inode: metadata.ino(), mount: source.mount_id()?, options };
+        let key = Key { file: FileId::of(&metadata), mount: source.mount_id()?, options };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = state.places.get_mut(&key) {
             place.users.insert(user.clone());

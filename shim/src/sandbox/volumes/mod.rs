@@ -22,7 +22,7 @@ use super::agent::Agent;
 use super::attach::blocking;
 use super::file_id::FileId;
 use super::guest_spec::HostMount;
-use super::policy::{Policy, Resolved};
+use super::policy::{ContainerPolicy, Resolved};
 use super::{SandboxError, SpecError};
 use crate::identifier::Identifier;
 use agent_protocol::{VOLUME_FILE, VOLUMES};
@@ -265,7 +265,7 @@ pub(super) struct Looked {
 
 impl Looked {
     /// Takes as long as the source's file system does.
-    pub fn at(policy: &Policy, mount: &HostMount, found: &Resolved) -> Result<Self, SandboxError> {
+    pub fn at(policy: &ContainerPolicy, mount: &HostMount, found: &Resolved) -> Result<Self, SandboxError> {
         let look = || -> io::Result<Self> {
             let metadata = File::from(found.fd.try_clone()?).metadata()?;
             let kind = match metadata.file_type() {
@@ -273,7 +273,7 @@ impl Looked {
                 kind if kind.is_file() => Kind::File,
                 _ => Kind::Other,
             };
-            let (pod, sandboxes) = policy.directories();
+            let (pod, sandboxes) = (policy.pod.clone(), policy.sandboxes.clone());
             let origins = if kind == Kind::File { found.other_names()? } else { Vec::new() };
             let (path, read_only) = (&found.path, mount.options.read_only);
             let plan = PodPaths { pod, sandboxes }.classify(Found { path, origins: &origins, kind, read_only });
