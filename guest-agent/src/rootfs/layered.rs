@@ -1,7 +1,7 @@
 //! A root filesystem of image layers, with a disk of its own for what the container writes.
 
 use super::layers::{Held, Layer, Layers};
-use super::{blocking, detach, partition, unmount_disk};
+use super::{blocking, detach, unmount_disk};
 use crate::error::Error;
 use crate::id::PciAddress;
 use crate::pci::PciBus;
@@ -10,13 +10,9 @@ use agent_protocol::agent::layered_root::Upper;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{Gid, Uid, chown};
 use std::fs::Permissions;
-use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Zeroes for a large file system's inodes are not worth their space; what is deleted is the node's again at once.
-const SCRATCH_OPTIONS: &str = "noinit_itable,discard";
 
 /// What mount(2) takes as options, its terminator included.
 const MAX_OPTIONS: usize = 4096;
@@ -110,9 +106,7 @@ impl Layered {
 
 fn mount_scratch(scratch: &Scratch, disk: &Path, place: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(place).map_err(Error::system("create", place.display()))?;
-    mount(Some(disk), place, Some("ext4"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(SCRATCH_OPTIONS))
-        .map_err(Error::system("mount as ext4", disk.display()))?;
-    grow(disk, place).map_err(Error::system("grow the filesystem on", disk.display()))?;
+    super::scratch::mount(disk, place, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
     let (upper, work) = (place.join("upper"), place.join("work"));
     if upper.exists() {
         // The container's own, of an earlier run.
@@ -126,12 +120,6 @@ fn mount_scratch(scratch: &Scratch, disk: &Path, place: &Path) -> Result<(), Err
         std::fs::create_dir(&work)
     };
     make().map_err(Error::system("prepare", place.display()))
-}
-
-fn grow(disk: &Path, place: &Path) -> std::io::Result<()> {
-    let length = std::fs::File::open(disk)?.seek(SeekFrom::End(0))?;
-    let blocks = length / nix::sys::statvfs::statvfs(place)?.block_size();
-    partition::grow(place, blocks)
 }
 
 fn mount_stack(lower: &[PathBuf], scratch: Option<&Path>, target: &Path) -> Result<(), Error> {

@@ -7,6 +7,7 @@ mod layered;
 mod layers;
 mod options;
 mod partition;
+pub mod scratch;
 mod share;
 
 pub use layers::Layers;

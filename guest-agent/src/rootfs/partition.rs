@@ -5,7 +5,7 @@
 
 use std::ffi::{c_int, c_longlong};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -62,8 +62,10 @@ fn name(disk: &Path, number: u32) -> PathBuf {
     PathBuf::from(format!("{disk}{separator}{number}"))
 }
 
-/// Grows the mounted ext4 at `place` to so many blocks of its own size.
-pub fn grow(place: &Path, blocks: u64) -> io::Result<()> {
+/// Grows the ext4 of `disk`, mounted at `place`, to the size of its disk.
+pub fn grow(disk: &Path, place: &Path) -> io::Result<()> {
+    let length = File::open(disk)?.seek(SeekFrom::End(0))?;
+    let blocks = length / nix::sys::statvfs::statvfs(place)?.block_size();
     let place = File::open(place)?;
     // SAFETY: the kernel reads the number, which outlives the call.
     unsafe { resize_ext4(place.as_raw_fd(), &raw const blocks) }?;

@@ -2,15 +2,22 @@
 
 use crate::agent::Agent;
 use crate::error::Error;
-use crate::id::VolumeId;
+use crate::id::{PciAddress, VolumeId};
 use agent_protocol::agent::prepare_volume_request::Kind;
 use agent_protocol::agent::{Empty, PrepareVolumeRequest, VolumeRequest};
 use std::sync::Arc;
 
 pub(super) async fn prepare(agent: Arc<Agent>, request: PrepareVolumeRequest) -> Result<Empty, Error> {
     let id = VolumeId::parse(&request.volume)?;
-    super::blocking(move || match &request.kind {
-        Some(Kind::Pushed(volume)) => agent.volumes.prepare(&id, volume),
+    let disk = match &request.kind {
+        Some(Kind::Scratch(volume)) => Some(agent.pci.disk(&PciAddress::parse(&volume.pci_address)?).await?),
+        _ => None,
+    };
+    super::blocking(move || match (&request.kind, disk) {
+        (Some(Kind::Pushed(volume)), _) => agent.volumes.prepare(&id, volume),
+        (Some(Kind::Memory(volume)), _) => agent.volumes.prepare_memory(&id, volume),
+        (Some(Kind::Scratch(volume)), Some(disk)) => agent.volumes.prepare_disk(&id, volume, &disk),
+        (Some(Kind::Part(part)), _) => agent.volumes.prepare_part(&id, part),
         // Generated enums may grow: what this agent doesn't know it can't make.
         _ => Err(Error::invalid("volume", id.as_str(), "this agent does not know its kind")),
     })

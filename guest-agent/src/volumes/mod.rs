@@ -1,9 +1,13 @@
-//! Volumes whose files the shim sends: configuration of the pod, which lives in the guest's memory.
+//! Volumes that the guest has itself, below [`agent_protocol::VOLUMES`].
 //!
-//! Each is a memory file system of its own below [`agent_protocol::VOLUMES`], bounded in bytes and files, without
-//! devices and set-user-id programs. `content` changes what is in it. Nothing here is ever logged: it holds secrets.
+//! ```text
+//! content    files that the shim sends: configuration of the pod, in a memory file system of its own, bounded in bytes and
+//!            files, without devices and set-user-id programs. Nothing of it is ever logged: it holds secrets
+//! writable   memory and disks for containers to write to, and parts of them
+//! ```
 
 mod content;
+mod writable;
 
 use crate::error::Error;
 use crate::id::VolumeId;
@@ -39,7 +43,14 @@ pub struct Volumes {
 #[derive(Debug)]
 struct Volume {
     path: PathBuf,
-    content: Mutex<Content>,
+    /// `None`: its files are the containers'.
+    content: Option<Mutex<Content>>,
+}
+
+impl Volume {
+    fn content(&self, id: &VolumeId) -> Result<&Mutex<Content>, Error> {
+        self.content.as_ref().ok_or_else(|| Error::invalid("volume", id.as_str(), "its files are not the shim's"))
+    }
 }
 
 impl Volumes {
@@ -59,6 +70,19 @@ impl Volumes {
         mount: impl FnOnce(&Path, &str) -> nix::Result<()>,
     ) -> Result<(), Error> {
         let options = tmpfs_options(volume)?;
+        self.add(id, Kind::Directory, |path| {
+            mount(path, &options).map_err(Error::system("mount", path.display()))?;
+            Content::open(path).map(Some).map_err(Error::system("open", path.display()))
+        })
+    }
+
+    /// Makes a place, and has `fill` mount something there. A volume that is there stays as it is.
+    fn add(
+        &self,
+        id: &VolumeId,
+        kind: Kind,
+        fill: impl FnOnce(&Path) -> Result<Option<Content>, Error>,
+    ) -> Result<(), Error> {
         let mut all = lock(&self.all);
         if all.contains_key(id) {
             return Ok(());
@@ -67,12 +91,10 @@ impl Volumes {
             return Err(Error::Limit { what: "volumes", limit: MAX_VOLUMES });
         }
         let path = self.directory.join(id.as_str());
-        std::fs::create_dir_all(&path).map_err(Error::system("create", path.display()))?;
-        let made = mount(&path, &options).map_err(Error::system("mount", path.display()));
-        let content = made.and_then(|()| Content::open(&path).map_err(Error::system("open", path.display())));
-        match content {
+        kind.make(&path).map_err(Error::system("create", path.display()))?;
+        match fill(&path) {
             Ok(content) => {
-                all.insert(id.clone(), Arc::new(Volume { path, content: Mutex::new(content) }));
+                all.insert(id.clone(), Arc::new(Volume { path, content: content.map(Mutex::new) }));
                 Ok(())
             }
             Err(error) => {
@@ -85,7 +107,7 @@ impl Volumes {
     /// Puts entries of a generation into the volume; with `last`, the generation becomes what containers see.
     pub fn put(&self, id: &VolumeId, generation: u64, entries: &[FileEntry], last: bool) -> Result<(), Error> {
         let volume = self.get(id)?;
-        let mut content = lock(&volume.content);
+        let mut content = lock(volume.content(id)?);
         content.begin(generation)?;
         for entry in entries {
             content.put(entry)?;
@@ -95,7 +117,9 @@ impl Volumes {
 
     /// What the volume's one file holds, the last `limit` bytes of it, and whether there is more.
     pub fn take_file(&self, id: &VolumeId, limit: usize) -> Result<(Vec<u8>, bool), Error> {
-        let path = self.get(id)?.path.join(VOLUME_FILE);
+        let volume = self.get(id)?;
+        volume.content(id)?;
+        let path = volume.path.join(VOLUME_FILE);
         let read = || -> std::io::Result<(Vec<u8>, bool)> {
             let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
             let mut file = File::options().read(true).custom_flags(flags).open(&path)?;
@@ -139,11 +163,34 @@ fn mount_memory(path: &Path, options: &str) -> nix::Result<()> {
     mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options))
 }
 
+/// What a volume looks like.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Directory,
+    File,
+}
+
+impl Kind {
+    fn make(self, path: &Path) -> std::io::Result<()> {
+        match self {
+            Self::Directory => std::fs::create_dir_all(path),
+            Self::File => {
+                path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+                File::create(path).map(drop)
+            }
+        }
+    }
+}
+
 fn remove(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir(path) {
+    let remove = |path: &Path| match std::fs::remove_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => std::fs::remove_file(path),
+        result => result,
+    };
+    match remove(path) {
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
             umount2(path, MntFlags::MNT_DETACH)?;
-            std::fs::remove_dir(path)
+            remove(path)
         }
         result => result,
     }

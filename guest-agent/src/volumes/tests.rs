@@ -4,12 +4,12 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-fn id() -> VolumeId {
+pub(super) fn id() -> VolumeId {
     VolumeId::parse("v1").unwrap()
 }
 
 /// A volume in a plain directory.
-fn volume(root: &Path) -> (Volumes, PathBuf) {
+pub(super) fn volume(root: &Path) -> (Volumes, PathBuf) {
     let volumes = Volumes::new(root.join("v"));
     volumes.prepare_with(&id(), &PushedVolume { limit: 1, ..Default::default() }, |_, _| Ok(())).unwrap();
     (volumes, root.join("v/v1"))
