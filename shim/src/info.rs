@@ -9,6 +9,43 @@ pub const RUNTIME: &str = "io.containerd.bulkhead.v2";
 /// How containerd names the JSON document of OCI runtime features.
 const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
+/// What a mount may be asked to be. Left out are propagation to the node and id mapping, which are refused.
+const MOUNT_OPTIONS: &[&str] = &[
+    "async",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "lazytime",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "norelatime",
+    "nosuid",
+    "private",
+    "rbind",
+    "relatime",
+    "remount",
+    "rnodev",
+    "rnoexec",
+    "rnosuid",
+    "ro",
+    "rprivate",
+    "rrelatime",
+    "rro",
+    "rslave",
+    "runbindable",
+    "rw",
+    "slave",
+    "strictatime",
+    "suid",
+    "sync",
+    "unbindable",
+];
+
 /// The text of `-v`.
 pub fn version() -> String {
     format!("{}:\n  Version:  {}\n", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
@@ -17,6 +54,7 @@ pub fn version() -> String {
 /// The protobuf message of `-info`; `input` is the runtime options, which are echoed.
 pub fn info(input: &[u8]) -> protobuf::Result<Vec<u8>> {
     let features = serde_json::json!({
+        "mountOptions": MOUNT_OPTIONS,
         "ociVersionMin": "1.0.0",
         // That of the guest's crun. containerd writes newer ones, and what crun does not know of them is refused by its name.
         "ociVersionMax": "1.1.0",
@@ -54,5 +92,15 @@ mod tests {
         assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
         let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
         assert_eq!(features["linux"]["cgroup"]["v2"], true);
+    }
+
+    #[test]
+    fn read_only_may_be_asked_for_all_below_and_what_is_refused_is_not_offered() {
+        for option in ["rro", "rprivate", "rslave"] {
+            assert!(MOUNT_OPTIONS.contains(&option), "{option}");
+        }
+        for option in ["shared", "rshared", "idmap", "ridmap"] {
+            assert!(!MOUNT_OPTIONS.contains(&option), "{option}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod files;
 pub mod forward;
+pub mod sockets;
 pub mod stream;
 
 #[expect(
@@ -35,6 +36,9 @@ pub const STREAM_PORT: u32 = 1025;
 
 /// vsock port of connections to the pod's own TCP ports in the guest ([`forward`]).
 pub const FORWARD_PORT: u32 = 1026;
+
+/// vsock port of connections to sockets of the node in the guest ([`sockets`]).
+pub const SOCKET_PORT: u32 = 1027;
 
 /// vsock port of the host that the agent connects to, once, when its services listen.
 pub const READY_PORT: u32 = 1024;
