@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod direct_volumes;
+
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -53,6 +55,8 @@ pub struct Config {
     pub first_uid: u32,
     /// Directories and files of the node that pods may mount, with what is below them.
     pub host_paths: Vec<PathBuf>,
+    /// Stream sockets of the node that pods may connect to, and directories of such.
+    pub host_sockets: Vec<PathBuf>,
     /// Largest writable layer, in MiB, of a container whose root filesystem is disks of layers.
     pub scratch_mib: u32,
     /// Where kubelet keeps the volumes of pods.
@@ -71,6 +75,7 @@ impl Default for Config {
             disk_operations_per_second: None,
             first_uid: 2_000_000_000,
             host_paths: Vec::new(),
+            host_sockets: Vec::new(),
             scratch_mib: 10_240,
             kubelet_directory: "/var/lib/kubelet".into(),
             containerd_directories: vec!["/var/lib/containerd".into(), "/run/containerd".into()],
@@ -136,6 +141,7 @@ impl Config {
                 "debug" => config.debug = at.boolean("debug")?,
                 "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID..=u32::MAX - UID_COUNT)?,
                 "host_paths" => config.host_paths = at.paths("host_paths")?,
+                "host_sockets" => config.host_sockets = at.paths("host_sockets")?,
                 "kubelet_directory" => config.kubelet_directory = at.path("kubelet_directory")?,
                 "containerd_directories" => config.containerd_directories = at.paths("containerd_directories")?,
                 "scratch_mib" => config.scratch_mib = at.number("scratch_mib", MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB)?,

@@ -20,6 +20,7 @@ fn every_key_can_be_set() {
         first_uid = 300000
         scratch_mib = 100
         host_paths = ["/srv/data", "/var/log/app.log"]
+        host_sockets = ["/run/agent.sock"]
         kubelet_directory = "/data/kubelet"
         containerd_directories = ["/run/k3s/containerd"]
     "#;
@@ -32,6 +33,7 @@ fn every_key_can_be_set() {
         first_uid: 300_000,
         scratch_mib: 100,
         host_paths: vec!["/srv/data".into(), "/var/log/app.log".into()],
+        host_sockets: vec!["/run/agent.sock".into()],
         kubelet_directory: "/data/kubelet".into(),
         containerd_directories: vec!["/run/k3s/containerd".into()],
     };

@@ -8,6 +8,7 @@ use crate::pci::PciBus;
 use crate::pids::PodPids;
 use crate::reaper::Reaper;
 use crate::rootfs::{Layers, Share};
+use crate::sockets::Sockets;
 use crate::volumes::Volumes;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,7 @@ pub struct Agent {
     pub layers: Arc<Layers>,
     pub pod_pids: PodPids,
     pub volumes: Volumes,
+    pub sockets: Arc<Sockets>,
     pub oom_events: mpsc::Sender<OomEvent>,
     pub next_oom_event: Mutex<mpsc::Receiver<OomEvent>>,
 }
@@ -87,6 +89,7 @@ impl Agent {
             share,
             layers: Arc::new(Layers::new(paths.run.join("l"), PciBus::new(&paths.sysfs))),
             volumes: Volumes::new(paths.run.join("v")),
+            sockets: Arc::new(Sockets::new(paths.run.join("v"))),
             containers: Table::default(),
             oom_events,
             next_oom_event: Mutex::new(next_oom_event),

@@ -22,6 +22,7 @@ pub mod reaper;
 pub mod rootfs;
 pub mod rpc;
 pub mod server;
+pub mod sockets;
 pub mod spec;
 pub mod stdio;
 pub mod streams;

@@ -3,7 +3,7 @@
 use crate::agent::Agent;
 use crate::rpc::Service;
 use crate::{forward, streams};
-use agent_protocol::{AGENT_PORT, FORWARD_PORT, READY_PORT, STREAM_PORT, agent_ttrpc};
+use agent_protocol::{AGENT_PORT, FORWARD_PORT, READY_PORT, SOCKET_PORT, STREAM_PORT, agent_ttrpc, sockets};
 use futures::{StreamExt, future};
 use std::io;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ pub async fn serve(agent: Arc<Agent>) -> io::Result<()> {
     let calls = listen(AGENT_PORT)?;
     let streams = listen(STREAM_PORT)?;
     let forwarded = listen(FORWARD_PORT)?;
+    let claims = listen(SOCKET_PORT)?;
     let accepted = calls.incoming().filter(|accepted| future::ready(accepted.as_ref().is_ok_and(is_node)));
     let service = Arc::new(Service::new(Arc::clone(&agent)));
     let mut server = ttrpc::r#async::Server::new()
@@ -33,7 +34,13 @@ pub async fn serve(agent: Arc<Agent>) -> io::Result<()> {
         .register_service(agent_ttrpc::create_agent(service));
     server.start().await.map_err(io::Error::other)?;
     tokio::spawn(tell_ready());
-    tokio::spawn(serve_forwards(forwarded));
+    tokio::spawn(serve_connections(forwarded, forward::MAX_CONNECTIONS, forward::serve));
+    let pod = Arc::clone(&agent.sockets);
+    let claim = move |stream| {
+        let pod = Arc::clone(&pod);
+        async move { pod.serve(stream).await }
+    };
+    tokio::spawn(serve_connections(claims, sockets::MAX_CONNECTIONS, claim));
     serve_streams(agent, streams).await
 }
 
@@ -67,19 +74,23 @@ async fn serve_streams(agent: Arc<Agent>, listener: VsockListener) -> io::Result
     }
 }
 
-async fn serve_forwards(listener: VsockListener) {
-    let connections = Arc::new(Semaphore::new(forward::MAX_CONNECTIONS));
+async fn serve_connections<F>(listener: VsockListener, most: usize, serve: impl Fn(VsockStream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let connections = Arc::new(Semaphore::new(most));
     while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) if is_node(&stream) => {
+                let served = serve(stream);
                 tokio::spawn(async move {
-                    forward::serve(stream).await;
+                    served.await;
                     drop(permit);
                 });
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a forwarded connection");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(RETRY).await;
             }
         }

@@ -1,12 +1,20 @@
 //! NextEvent: answers when there is one.
 
 use crate::agent::Agent;
-use agent_protocol::agent::{Event, OutOfMemory, event};
+use agent_protocol::agent::{Event, OutOfMemory, SocketConnection, event::Kind};
 
 pub(super) async fn next(agent: &Agent) -> Event {
-    let mut events = agent.next_oom_event.lock().await;
-    // The agent itself holds a sender, so the channel never closes.
-    let container = events.recv().await.map(|container| container.to_string()).unwrap_or_default();
-    let out_of_memory = OutOfMemory { container_id: container, ..Default::default() };
-    Event { kind: Some(event::Kind::OutOfMemory(out_of_memory)), ..Default::default() }
+    let (mut oom, mut sockets) = tokio::join!(agent.next_oom_event.lock(), agent.sockets.next.lock());
+    // The agent itself holds a sender of both, so that the channels never close.
+    let kind = tokio::select! {
+        biased;
+        container = oom.recv() => container.map(|container| {
+            Kind::OutOfMemory(OutOfMemory { container_id: container.to_string(), ..Default::default() })
+        }),
+        waiting = sockets.recv() => waiting.map(|waiting| {
+            let volume = waiting.volume.as_str().to_owned();
+            Kind::SocketConnection(SocketConnection { volume, connection: waiting.number, ..Default::default() })
+        }),
+    };
+    Event { kind, ..Default::default() }
 }

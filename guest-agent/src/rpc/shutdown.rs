@@ -23,7 +23,12 @@ pub(super) async fn shutdown(agent: Arc<Agent>) -> Result<Empty, Error> {
     for container in agent.containers.all() {
         container.shut_down().await;
     }
-    tokio::task::spawn_blocking(nix::unistd::sync).await.ok();
+    tokio::task::spawn_blocking(move || {
+        agent.volumes.shut_down();
+        nix::unistd::sync();
+    })
+    .await
+    .ok();
     tokio::spawn(async {
         tokio::time::sleep(ANSWER).await;
         std::process::exit(0);

@@ -3,14 +3,17 @@
 //! ```text
 //! content    files that the shim sends: configuration of the pod, in a memory file system of its own, bounded in bytes and
 //!            files, without devices and set-user-id programs. Nothing of it is ever logged: it holds secrets
+//! filesystem disks with a file system that is there before and after the pod
 //! writable   memory and disks for containers to write to, and parts of them
 //! ```
 
 mod content;
+pub mod filesystem;
 mod writable;
 
 use crate::error::Error;
 use crate::id::VolumeId;
+use crate::rootfs::unmount_disk;
 use agent_protocol::VOLUME_FILE;
 use agent_protocol::agent::{FileEntry, PushedVolume};
 use agent_protocol::files::MAX_ENTRIES;
@@ -43,6 +46,7 @@ pub struct Volumes {
 #[derive(Debug)]
 struct Volume {
     path: PathBuf,
+    kind: Kind,
     /// `None`: its files are the containers'.
     content: Option<Mutex<Content>>,
 }
@@ -94,7 +98,7 @@ impl Volumes {
         kind.make(&path).map_err(Error::system("create", path.display()))?;
         match fill(&path) {
             Ok(content) => {
-                all.insert(id.clone(), Arc::new(Volume { path, content: content.map(Mutex::new) }));
+                all.insert(id.clone(), Arc::new(Volume { path, kind, content: content.map(Mutex::new) }));
                 Ok(())
             }
             Err(error) => {
@@ -132,12 +136,28 @@ impl Volumes {
         read().map_err(Error::system("read", path.display()))
     }
 
-    /// Forgets a volume. Containers that still mount it keep its files.
+    /// Forgets a volume. Containers that still mount it keep its files. What was written to a file system has reached
+    /// its disk when this returns.
     pub fn release(&self, id: &VolumeId) -> Result<(), Error> {
         let volume = lock(&self.all).remove(id);
         // Its descriptor goes first: what is in use can't be unmounted.
-        let path = volume.map(|volume| volume.path.clone());
-        path.map_or(Ok(()), |path| remove(&path).map_err(Error::system("remove", path.display())))
+        let Some((path, kind)) = volume.map(|volume| (volume.path.clone(), volume.kind)) else { return Ok(()) };
+        if kind == Kind::Disk {
+            unmount_disk(&path)?;
+        }
+        remove(&path).map_err(Error::system("remove", path.display()))
+    }
+
+    /// For the guest's shutdown: file systems of the node's drivers are clean afterwards.
+    pub fn shut_down(&self) {
+        for (id, volume) in std::mem::take(&mut *lock(&self.all)) {
+            // Parts of them too: a file system ends with the last place that it is mounted at.
+            if let Err(error) = umount2(&volume.path, MntFlags::empty())
+                && volume.kind == Kind::Disk
+            {
+                tracing::warn!(volume = id.as_str(), %error, "a volume stays mounted");
+            }
+        }
     }
 
     fn get(&self, id: &VolumeId) -> Result<Arc<Volume>, Error> {
@@ -164,16 +184,18 @@ fn mount_memory(path: &Path, options: &str) -> nix::Result<()> {
 }
 
 /// What a volume looks like.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Directory,
     File,
+    /// The directory that a disk is mounted on.
+    Disk,
 }
 
 impl Kind {
     fn make(self, path: &Path) -> std::io::Result<()> {
         match self {
-            Self::Directory => std::fs::create_dir_all(path),
+            Self::Directory | Self::Disk => std::fs::create_dir_all(path),
             Self::File => {
                 path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
                 File::create(path).map(drop)
