@@ -56,12 +56,15 @@ impl fmt::Display for FileSystem {
 
 /// What is wrong with a record. Each names it, and the volume where that is known.
 #[derive(Debug, thiserror::Error)]
-#[error("the record {record} of the direct volume {volume} cannot be used: {reason}", record = record.display(),
-    volume = volume.as_ref().map_or("?".into(), |volume| volume.display().to_string()))]
+#[error("the record {}{} cannot be used: {reason}", record.display(), of(volume.as_deref()))]
 pub struct RecordError {
     record: PathBuf,
     volume: Option<PathBuf>,
     reason: String,
+}
+
+fn of(volume: Option<&Path>) -> String {
+    volume.map_or_else(String::new, |volume| format!(" of the direct volume {}", volume.display()))
 }
 
 impl DirectVolume {

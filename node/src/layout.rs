@@ -62,6 +62,11 @@ impl Layout {
         self.at(bulkhead_config::RUN_DIRECTORY).join("containerd-restart-needed")
     }
 
+    /// Records of direct volumes; gone after a reboot.
+    pub fn direct_volumes(&self) -> PathBuf {
+        self.at(crate::volume::records())
+    }
+
     /// A program of the node, run there.
     pub fn command(&self, program: &str) -> Command {
         if self.root == Path::new("/") {

@@ -9,6 +9,7 @@ mod kubernetes;
 mod layout;
 mod record;
 mod uninstall;
+mod volume;
 
 use clap::{Args, Parser, Subcommand};
 use layout::Layout;
@@ -44,6 +45,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+    /// File systems on devices of this node that pods mount in their own kernel.
+    #[command(subcommand)]
+    Volume(volume::Volume),
     /// Say whether this node can run pods, and what is missing.
     Check {
         /// Where the node's root directory is seen.
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Uninstall(target) => uninstall::uninstall(&Layout::new(&target.root), target.dry_run).map(|()| true),
         Command::Daemon { root, options } => daemon::run(&Layout::new(&root), &options),
         Command::InRoot { root, command } => in_root::exec(&root, &command).map(|never| match never {}),
+        Command::Volume(command) => volume::run(command, &volume::records()),
         Command::Check { root } => Ok(check::check(&Layout::new(&root))),
     };
     match result {

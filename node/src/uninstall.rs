@@ -58,6 +58,13 @@ pub fn uninstall_from(layout: &Layout, dry_run: bool) -> Result<()> {
     if fs::read_link(&link).is_ok_and(|target| target == Path::new(PREFIX).join("bin").join(SHIM)) {
         act(format!("remove {}", link.display()), &|| remove_file(&link))?;
     }
+    let volumes = layout.direct_volumes();
+    if volumes.exists() {
+        // Nobody else knows what they mean.
+        act(format!("remove {}", volumes.display()), &|| {
+            fs::remove_dir_all(&volumes).with_context(|| format!("cannot remove {}", volumes.display()))
+        })?;
+    }
     let prefix = layout.at(PREFIX);
     act(format!("remove {}", prefix.display()), &|| {
         fs::remove_dir_all(&prefix).with_context(|| format!("cannot remove {}", prefix.display()))

@@ -83,7 +83,8 @@ calls! {
     prepare_volume(PrepareVolumeRequest) -> Empty, Some(DEFAULT);
     put_files(PutFilesRequest) -> Empty, Some(DEFAULT);
     take_file(TakeFileRequest) -> TakeFileResponse, Some(Duration::from_secs(2));
-    release_volume(VolumeRequest) -> Empty, Some(Duration::from_secs(5));
+    /// What was written to it is brought to its disk first.
+    release_volume(VolumeRequest) -> Empty, Some(DEFAULT);
     release_device(ReleaseDeviceRequest) -> Empty, Some(Duration::from_secs(5));
     /// Has no deadline: ends with an event or with the microVM.
     next_event(Empty) -> Event, None;

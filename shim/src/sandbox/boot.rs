@@ -11,6 +11,7 @@ use super::network::{self, PodNetwork};
 use super::policy::Policy;
 use super::share::Places;
 use super::size::{Node, Size};
+use super::sockets::Sockets;
 use super::state::Record;
 use super::vmm::Vmm;
 use super::volumes::Volumes;
@@ -110,6 +111,8 @@ pub(super) async fn boot(
                 file_server: OnceCell::new(),
                 containers: std::sync::Mutex::default(),
                 block_devices: tokio::sync::Mutex::default(),
+                direct_volumes: tokio::sync::Mutex::default(),
+                sockets: Sockets::new(),
                 forwarding: std::sync::OnceLock::new(),
                 destroyed: tokio::sync::Mutex::new(false),
             };

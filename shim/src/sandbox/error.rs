@@ -3,6 +3,7 @@
 use super::agent::AgentError;
 use super::network::NetworkError;
 use super::spec::SpecError;
+use bulkhead_config::direct_volumes::RecordError;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +17,8 @@ pub enum SandboxError {
     Agent(#[from] AgentError),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(transparent)]
+    DirectVolume(#[from] RecordError),
     #[error("{what} {path} is missing: reinstall Bulkhead on this node")]
     NotInstalled { what: &'static str, path: PathBuf },
     #[error("/dev/kvm is missing: this node has no hardware virtualization, or the kvm module is not loaded")]

@@ -57,6 +57,11 @@ impl Host {
         self.run.join("uids")
     }
 
+    /// Records of volumes that pods mount in the guest (docs/direct-volumes.md).
+    pub fn direct_volumes(&self) -> PathBuf {
+        self.run.join(bulkhead_config::direct_volumes::DIRECTORY)
+    }
+
     pub fn directory(&self, id: &SandboxId) -> SandboxDirectory {
         let namespace = self.run.join("pods").join(id.namespace.as_str());
         SandboxDirectory { path: namespace.join(id.id.as_str()), namespace }

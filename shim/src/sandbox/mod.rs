@@ -38,6 +38,7 @@ mod rootfs;
 mod share;
 mod shared;
 mod size;
+mod sockets;
 mod spec;
 mod state;
 mod uid;
@@ -54,7 +55,7 @@ pub use spec::{POD_UID, PodFiles, SandboxSpec, SpecError, check_annotations, oom
 
 use crate::identifier::Identifier;
 use agent_protocol::STREAM_PORT;
-use agent_protocol::agent::Empty;
+use agent_protocol::agent::{Empty, SocketConnection};
 use agent_protocol::stream::{ACCEPTED, Hello};
 use bulkhead_config::Config;
 use cgroup::Cgroup;
@@ -156,6 +157,9 @@ struct Inner {
     containers: Mutex<Containers>,
     /// Devices of the node that they use as such.
     block_devices: tokio::sync::Mutex<attach::BlockDevices>,
+    /// File systems on devices of the node that the guest has mounted.
+    direct_volumes: tokio::sync::Mutex<attach::DirectVolumes>,
+    sockets: sockets::Sockets,
     /// Connections to the pod's ports on the node; `None` without a network.
     forwarding: OnceLock<AbortHandle>,
     destroyed: tokio::sync::Mutex<bool>,
@@ -240,6 +244,11 @@ impl Sandbox {
     /// Brings what a container that has ended leaves for the node back to it. Takes 2 s at most.
     pub async fn take_back(&self, container: &Identifier) {
         self.inner.configuration.take_back(container).await;
+    }
+
+    /// Carries a connection of a program in the guest to the socket of the node that it is for. Returns at once.
+    pub fn carry(&self, connection: &SocketConnection) {
+        sockets::carry(&self.inner, connection);
     }
 
     /// Takes back what [`Self::attach`] gave. Call it after the agent's `Delete`. Idempotent; works without the guest.

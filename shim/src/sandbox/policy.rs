@@ -13,8 +13,10 @@ use crate::identifier::Identifier;
 use bulkhead_config::Config;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// Where the CRI plugin keeps its files, below containerd's directories.
@@ -58,6 +60,25 @@ impl Resolved {
         Ok(id.ok_or(io::ErrorKind::InvalidData)?.trim().to_owned())
     }
 
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        File::from(self.fd.try_clone()?).metadata()
+    }
+
+    fn is_socket(&self) -> io::Result<bool> {
+        Ok(self.metadata()?.file_type().is_socket())
+    }
+
+    /// The same once more, if it is a socket.
+    pub fn socket(&self) -> io::Result<Option<Self>> {
+        let again = || Ok(Self { path: self.path.clone(), fd: self.fd.try_clone()? });
+        if self.is_socket()? { again().map(Some) } else { Ok(None) }
+    }
+
+    /// By the kernel's mark: its name may be someone else's by now.
+    fn is_removed(&self) -> bool {
+        self.path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")
+    }
+
     /// The names that a bind mount's content has elsewhere on the node.
     pub fn other_names(&self) -> io::Result<Vec<PathBuf>> {
         let table = std::fs::read("/proc/self/mountinfo")?;
@@ -70,6 +91,8 @@ impl Resolved {
 pub(super) struct Policy {
     /// Real names. They are not looked up: a link on the way may be in a tenant's hands.
     host_paths: Vec<PathBuf>,
+    /// Sockets, and directories of such. Real names.
+    host_sockets: Vec<PathBuf>,
     kubelet: PathBuf,
     containerd: Vec<PathBuf>,
     pod: Identifier,
@@ -80,6 +103,7 @@ impl Policy {
     pub fn new(config: &Config, spec: &SandboxSpec) -> Self {
         Self {
             host_paths: config.host_paths.clone(),
+            host_sockets: config.host_sockets.clone(),
             kubelet: config.kubelet_directory.clone(),
             containerd: config.containerd_directories.clone(),
             pod: spec.id.id.clone(),
@@ -99,7 +123,8 @@ impl Policy {
             }
         }
         let sandboxes = cri.iter().map(|cri| cri.join("sandboxes").join(self.pod.as_str())).collect();
-        ContainerPolicy { container: container.clone(), places, pod, sandboxes }
+        let sockets = self.host_sockets.clone();
+        ContainerPolicy { container: container.clone(), places, sockets, pod, sandboxes }
     }
 
     /// Their owners may have put these directories elsewhere; no tenant can.
@@ -120,6 +145,7 @@ pub(super) struct ContainerPolicy {
     container: Identifier,
     /// With what is below them.
     places: Vec<PathBuf>,
+    sockets: Vec<PathBuf>,
     /// kubelet's directory for the pod.
     pub pod: Option<PathBuf>,
     /// containerd's, for its sandbox.
@@ -133,7 +159,9 @@ impl ContainerPolicy {
         let found = Resolved::open(&mount.source);
         let what = format!("{source} with container {}", self.container);
         let found = found.map_err(SandboxError::host("share", &what))?;
-        if self.allows(&found).map_err(SandboxError::host("share", &what))? {
+        let socket = found.is_socket().map_err(SandboxError::host("share", &what))?;
+        let allowed = if socket { Ok(self.allows_socket(&found)) } else { self.allows(&found) };
+        if allowed.map_err(SandboxError::host("share", &what))? {
             return Ok(found);
         }
         // The tenant is told the name it wrote: where a link leads is the operator's to know.
@@ -141,7 +169,8 @@ impl ContainerPolicy {
         tracing::warn!(%container, source = %source, found = %real, "a mount is not allowed");
         // Long as it may be: kubelet's own paths are, and the end is what differs.
         let source = source.to_string();
-        let reason = format!("{} of the node is not allowed: see host_paths in config.toml", source.escape_debug());
+        let key = if socket { "a socket, and not allowed: see host_sockets" } else { "not allowed: see host_paths" };
+        let reason = format!("{} of the node is {key} in config.toml", source.escape_debug());
         Err(SpecError::Mount { destination: mount.destination.display().to_string(), reason }.into())
     }
 
@@ -149,10 +178,14 @@ impl ContainerPolicy {
         Ok(!self.names(found)?.is_empty())
     }
 
+    /// A socket leads to a program of the node, whoever's directory it is in: none is allowed that is not listed.
+    fn allows_socket(&self, found: &Resolved) -> bool {
+        !found.is_removed() && self.sockets.iter().any(|listed| found.path.starts_with(listed))
+    }
+
     /// By which of its names something may be mounted: its own, or for a part of a volume those of its origin.
     pub fn names(&self, found: &Resolved) -> io::Result<Vec<PathBuf>> {
-        // The kernel's mark of a file that was removed; its name may be someone else's by now.
-        if found.path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)") {
+        if found.is_removed() {
             return Ok(Vec::new());
         }
         let subpaths = self.pod.as_ref().map(|pod| pod.join(SUBPATHS));

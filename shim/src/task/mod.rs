@@ -10,6 +10,7 @@ mod create;
 mod delete;
 mod exec;
 mod exit;
+mod guest_events;
 mod kill;
 mod node_pid;
 mod oom;

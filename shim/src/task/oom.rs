@@ -1,48 +1,33 @@
 //! Passes on that the guest ran a container out of memory.
 
 use super::pod::Pod;
-use super::vm::MicroVm;
 use crate::identifier::Identifier;
-use agent_protocol::agent::{Empty, event::Kind};
+use agent_protocol::agent::OutOfMemory;
 use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::topics::TASK_OOM_EVENT_TOPIC;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
-
-/// Between two events: the guest makes them.
-const PAUSE: Duration = Duration::from_millis(50);
+use tokio::time::Instant;
 
 /// Between two events of one container. containerd's queue is the pod's exits', too.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Follows the guest's events, in the background, until the microVM is gone.
-pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>) {
-    let (pod, vm) = (pod.clone(), vm.clone());
-    tokio::spawn(async move {
-        let mut told = Told::default();
-        while let Ok(event) = vm.agent().next_event(&Empty::new()).await {
-            if let Some(Kind::OutOfMemory(event)) = event.kind {
-                // Only a container of this pod can be named.
-                if let Ok(container) = pod.container(&event.container_id)
-                    && told.is_news(&container.id, Instant::now())
-                {
-                    tracing::info!(container = %container.id, "container is out of memory");
-                    let event = TaskOOM { container_id: container.id.to_string(), ..Default::default() };
-                    pod.events.publish(TASK_OOM_EVENT_TOPIC, &event);
-                }
-            }
-            sleep(PAUSE).await;
-        }
-    });
-}
-
 /// When containers' last events were told, in the last `INTERVAL`.
 #[derive(Debug, Default)]
-struct Told(HashMap<Identifier, Instant>);
+pub(super) struct Told(HashMap<Identifier, Instant>);
 
 impl Told {
+    pub fn tell(&mut self, pod: &Pod, event: &OutOfMemory) {
+        // Only a container of this pod can be named.
+        if let Ok(container) = pod.container(&event.container_id)
+            && self.is_news(&container.id, Instant::now())
+        {
+            tracing::info!(container = %container.id, "container is out of memory");
+            let event = TaskOOM { container_id: container.id.to_string(), ..Default::default() };
+            pod.events.publish(TASK_OOM_EVENT_TOPIC, &event);
+        }
+    }
+
     fn is_news(&mut self, container: &Identifier, now: Instant) -> bool {
         self.0.retain(|_, told| now.duration_since(*told) < INTERVAL);
         if self.0.contains_key(container) {

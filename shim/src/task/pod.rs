@@ -3,7 +3,7 @@
 //! The lock is held for look-ups and changes, never across an await: no guest and no client can keep it.
 
 use super::container::{Container, Process};
-use super::oom;
+use super::guest_events;
 use super::vm::{Boot, MicroVm};
 use crate::error::TaskError;
 use crate::events::Events;
@@ -124,7 +124,7 @@ impl Pod {
     pub async fn boot(self: &Arc<Self>, spec: SandboxSpec, config: &Config) -> Result<Arc<dyn MicroVm>, SandboxError> {
         let vm = self.boot.boot(spec, config).await?;
         self.lock().vm = Some(vm.clone());
-        oom::watch(self, &vm);
+        guest_events::watch(self, &vm);
         Ok(vm)
     }
 

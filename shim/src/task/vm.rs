@@ -2,6 +2,7 @@
 
 use crate::identifier::Identifier;
 use crate::sandbox::{Agent, Attached, ContainerPlan, Sandbox, SandboxError, SandboxSpec};
+use agent_protocol::agent::SocketConnection;
 use agent_protocol::stream::Hello;
 use async_trait::async_trait;
 use bulkhead_config::Config;
@@ -27,6 +28,7 @@ pub trait MicroVm: Debug + Send + Sync {
     async fn open_stream(&self, hello: &Hello) -> Result<UnixStream, SandboxError>;
     async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError>;
     async fn take_back(&self, container: &Identifier);
+    fn carry(&self, connection: &SocketConnection);
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError>;
     fn kill(&self, reason: &str);
     async fn destroy(&self);
@@ -75,6 +77,10 @@ impl MicroVm for Sandbox {
 
     async fn take_back(&self, container: &Identifier) {
         self.take_back(container).await;
+    }
+
+    fn carry(&self, connection: &SocketConnection) {
+        self.carry(connection);
     }
 
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use vmm_protocol::{Device, FdSlot};
 
 /// How often a device is looked at that someone holds, and how long to wait in between: another shim may look too.
-const LOOKS: u32 = 4;
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const LOOKS: u32 = 4;
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// The devices that are in the guest.
 pub(in super::super) type BlockDevices = HashMap<Key, Plugged>;
@@ -69,7 +69,8 @@ impl Inner {
         }
         let name = format!("device {} (block device {}:{} of the node)", device.path, device.major, device.minor);
         let (major, minor, what) = (device.major, device.minor, name.clone());
-        let open = move || open(major, minor, key.read_only).map_err(SandboxError::host("attach", &what));
+        let open =
+            move || open(major, minor, key.read_only, Hold::Together).map_err(SandboxError::host("attach", &what));
         let file = until(Instant::now() + SOURCES, format!("opening {name}"), blocking(open)).await?;
         let wanted = Device::Block { image: FdSlot(0), read_only: key.read_only, limit: self.disk_rate };
         let (device, address) = self.vmm.attach(&name, wanted, file.as_fd()).await?;
@@ -97,13 +98,23 @@ impl Inner {
     }
 }
 
+/// Who else may use a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Whoever knows how to share it.
+    Together,
+    /// Nobody who asks the kernel, as a mount does.
+    Alone,
+}
+
 /// The device of a number, by the kernel's own name for it: no link and no node of somebody else's is followed.
-fn open(major: u32, minor: u32, read_only: bool) -> io::Result<File> {
+pub(super) fn open(major: u32, minor: u32, read_only: bool, hold: Hold) -> io::Result<File> {
     let uevent = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"))?;
     let path = device_path(&uevent).ok_or(io::ErrorKind::InvalidData)?;
     check_unused(&path)?;
-    let open =
-        File::options().read(true).write(!read_only).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(&path)?;
+    let exclusive = if hold == Hold::Alone { libc::O_EXCL } else { 0 };
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | exclusive;
+    let open = File::options().read(true).write(!read_only).custom_flags(flags).open(&path)?;
     let metadata = open.metadata()?;
     if metadata.file_type().is_block_device() && metadata.rdev() == libc::makedev(major, minor) {
         Ok(open)
@@ -147,6 +158,6 @@ mod tests {
 
     #[test]
     fn a_number_that_the_node_does_not_have_is_not_opened() {
-        assert_eq!(open(4095, 1, true).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(open(4095, 1, true, Hold::Alone).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

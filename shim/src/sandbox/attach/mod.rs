@@ -1,13 +1,16 @@
 //! Attaching a container's files to the running microVM, and taking them back.
 
 mod devices;
+mod direct;
 mod disk;
 mod layers;
 mod root;
 mod server;
+mod sockets;
 mod volumes;
 
 pub(super) use devices::BlockDevices;
+pub(super) use direct::DirectVolumes;
 pub(super) use disk::Disk;
 
 use self::volumes::PlacedMount;
@@ -78,10 +81,12 @@ impl Inner {
     /// Goes on after an error, so that as little as possible stays; tells the first.
     pub(super) async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
         self.configuration.detach(container);
+        self.release_sockets(container);
         let mut disks = self.containers().remove(container).unwrap_or_default();
         disks.extend(self.release_layers(container).await);
         let alive = self.vmm.stopped().borrow().is_none();
-        let mut result = self.detach_devices(container, alive).await;
+        let mut result = self.detach_direct(container, alive).await;
+        result = result.and(self.detach_devices(container, alive).await);
         for disk in disks.into_iter().filter(|_| alive) {
             result = result.and(self.detach_disk(disk).await);
         }

@@ -1,13 +1,15 @@
 //! Directories and files of the node: copied into the guest, or mounted where the file server shows them to it.
 
 use super::super::guest_spec::HostMount;
-use super::super::policy::Resolved;
+use super::super::policy::{ContainerPolicy, Resolved};
 use super::super::rootfs::RootfsPlan;
 use super::super::share::ContainerShare;
 use super::super::volumes::Looked;
 use super::super::{Inner, SandboxError};
+use super::direct::DirectMount;
 use super::{SOURCES, blocking, until};
 use crate::identifier::Identifier;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -26,6 +28,30 @@ impl PlacedMount {
     }
 }
 
+/// What the source of a mount is.
+enum Found {
+    Socket(Resolved),
+    Direct(Box<DirectMount>),
+    Other(Looked),
+}
+
+impl Found {
+    fn look(
+        policy: &ContainerPolicy,
+        records: &Path,
+        mount: &HostMount,
+        source: &Resolved,
+    ) -> Result<Self, SandboxError> {
+        if let Some(socket) = source.socket().map_err(SandboxError::host("look at", &source.path.display()))? {
+            return Ok(Self::Socket(socket));
+        }
+        if let Some(direct) = DirectMount::find(records, policy, source)? {
+            return Ok(Self::Direct(Box::new(direct)));
+        }
+        Looked::at(policy, mount, source).map(Self::Other)
+    }
+}
+
 impl Inner {
     /// Finds the sources of a container's mounts, and copies those into the guest that need no file server.
     pub(super) async fn place_mounts(
@@ -41,13 +67,18 @@ impl Inner {
         for mount in mounts {
             let step = format!("sharing {} with container {container}", mount.source.display());
             let (policy, asked) = (policy.clone(), mount.clone());
+            let records = self.host.direct_volumes();
             let look = move || {
                 let source = policy.admit(&asked)?;
-                let looked = Looked::at(&policy, &asked, &source)?;
-                Ok((source, looked))
+                let found = Found::look(&policy, &records, &asked, &source)?;
+                Ok((source, found))
             };
-            let (source, looked) = until(end, step, blocking(look)).await?;
-            let place = self.configuration.place(container, &mount, &source, looked).await?;
+            let (source, found) = until(end, step, blocking(look)).await?;
+            let place = match found {
+                Found::Socket(socket) => Some(self.place_socket(container, socket).await?),
+                Found::Direct(direct) => Some(self.place_direct(container, &direct).await?),
+                Found::Other(looked) => self.configuration.place(container, &mount, &source, looked).await?,
+            };
             placed.push(PlacedMount { mount, source, place });
         }
         Ok(placed)

@@ -3,6 +3,7 @@ use super::*;
 use nix::mount::MsFlags;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 
 const UID: &str = "0b8e7a52-59c1-4d7b-9d5f-7fb1c0d51c2e";
 
@@ -35,6 +36,7 @@ impl Node {
     fn policy(&self, host_paths: &[&str]) -> Policy {
         Policy {
             host_paths: host_paths.iter().map(|path| self.root.join(path)).collect(),
+            host_sockets: Vec::new(),
             kubelet: self.root.join("kubelet"),
             containerd: vec![self.root.join("lib/containerd"), self.root.join("run/containerd")],
             pod: "pod".parse().unwrap(),
@@ -190,4 +192,25 @@ fn a_removed_directory_is_not_what_its_name_says() {
     let path = fs::read_link(format!("/proc/self/fd/{}", found.fd.as_raw_fd())).unwrap();
     let found = Resolved { path, ..found };
     assert!(!policy.of_container(&"web".parse().unwrap()).allows(&found).unwrap(), "{}", found.path.display());
+}
+
+#[test]
+fn a_socket_has_a_list_of_its_own() {
+    let node = Node::new();
+    let [run, others] = ["run/agent", "run/others"].map(|path| node.directory(path));
+    let _listeners = [&run, &others].map(|directory| UnixListener::bind(directory.join("s")).unwrap());
+    let refusal = |policy: &Policy, source: &Path| {
+        let sentence = "of the node is a socket, and not allowed: see host_sockets in config.toml";
+        assert_eq!(admit(policy, source).unwrap_err(), format!("mount /data: {} {sentence}", source.display()));
+    };
+    let listed = |socket: &str| Policy { host_sockets: vec![node.root.join(socket)], ..node.policy(&["run"]) };
+    refusal(&node.policy(&["run"]), &run.join("s"));
+    for entry in ["run/agent/s", "run/agent"] {
+        let policy = listed(entry);
+        assert_eq!(admit(&policy, &run.join("s")).unwrap().path, run.join("s"));
+        refusal(&policy, &others.join("s"));
+    }
+    // Listing a socket shows nothing of its directory.
+    assert_refused(&Policy { host_paths: Vec::new(), ..listed("run/agent") }, &run);
+    refusal(&listed("run/agent"), &node.link("run/agent/link", &others.join("s")));
 }

@@ -121,6 +121,11 @@ impl Volumes {
         }))
     }
 
+    /// For another volume of the pod.
+    pub async fn next_id(&self) -> String {
+        self.pod.state.lock().await.next_id()
+    }
+
     /// From the first volume on that kubelet may update.
     fn follow(&self) {
         self.following.get_or_init(|| tokio::spawn(follow::follow(self.pod.clone())).abort_handle());

@@ -254,6 +254,10 @@ impl MicroVm for FakeVm {
         self.guest.calls.lock().unwrap().push(format!("take back {container}"));
     }
 
+    fn carry(&self, connection: &guest::SocketConnection) {
+        self.guest.calls.lock().unwrap().push(format!("carry {}", connection.volume));
+    }
+
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
         self.guest.calls.lock().unwrap().push(format!("detach {container}"));
         Ok(())

@@ -83,9 +83,12 @@ fn what_cannot_be_shared_is_refused(volumes: &Volumes, pod: &Pod) {
     let _listener = UnixListener::bind(volumes.directory.join("socket")).expect("a socket");
     let both = |mount: &mut Mount| mount.propagation = MountPropagation::PROPAGATION_BIDIRECTIONAL.into();
     let socket = volume(pod.container("socket", BUSYBOX), &volumes.path("socket"), "/run/daemon.sock", |_| {});
+    run(&["mkfifo", &volumes.path("fifo")]);
+    let fifo = volume(pod.container("fifo", BUSYBOX), &volumes.path("fifo"), "/run/fifo", |_| {});
     let both_ways = volume(pod.container("both", BUSYBOX), &volumes.path("arrivals"), "/arrivals", both);
     for (container, words) in [
-        (socket, "it is neither a directory nor a regular file"),
+        (socket, "of the node is a socket, and not allowed: see host_sockets in config.toml"),
+        (fifo, "it is neither a directory nor a regular file"),
         (both_ways, "mounts made in a microVM cannot propagate to the node"),
     ] {
         let refused = container.command(&FOREVER).try_create();

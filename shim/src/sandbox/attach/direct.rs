@@ -1,0 +1,232 @@
+//! Direct volumes: file systems on devices of the node, which the guest mounts itself, once for all containers of the pod.
+//!
+//! Whoever prepares the volume on the node records its device instead of mounting it (docs/direct-volumes.md).
+
+use super::super::policy::{ContainerPolicy, Resolved};
+use super::super::{Inner, SandboxError};
+use super::devices::{Hold, LOOKS, PAUSE, open};
+use super::{Disk, SOURCES, blocking, until};
+use crate::identifier::Identifier;
+use agent_protocol::VOLUMES;
+use agent_protocol::agent::prepare_volume_request::Kind;
+use agent_protocol::agent::{
+    BlockVolume, FilesystemVolume, PartOfVolume, PrepareVolumeRequest, VolumeGroup, VolumeRequest,
+};
+use bulkhead_config::direct_volumes::DirectVolume;
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use tokio::time::Instant;
+use vmm_protocol::{Device, FdSlot};
+
+/// The bit of a directory whose files belong to its group: kubelet's mark of a volume with a group.
+const SET_GROUP: u32 = 0o2000;
+
+/// The volumes that are in the guest, by their directories on the node.
+pub(in super::super) type DirectVolumes = HashMap<PathBuf, Mounted>;
+
+#[derive(Debug)]
+pub(in super::super) struct Mounted {
+    volume: String,
+    disk: Disk,
+    /// The containers that mount it, each with those volumes of the guest that are parts of it. Never empty.
+    users: HashMap<Identifier, Vec<String>>,
+}
+
+/// What of which direct volume a mount's source is.
+#[derive(Debug)]
+pub(super) struct DirectMount {
+    volume: DirectVolume,
+    /// For errors: the volume and its record.
+    what: String,
+    /// Empty: all of it.
+    below: PathBuf,
+    /// That the volume belongs to.
+    group: Option<u32>,
+    /// Of the directory that kubelet has made for a part.
+    part: Metadata,
+}
+
+impl DirectMount {
+    /// Looks for a record of a source, or of a directory above it. Takes as long as their file systems do.
+    pub fn find(records: &Path, policy: &ContainerPolicy, found: &Resolved) -> Result<Option<Self>, SandboxError> {
+        // Most nodes have none, and the names cost a look at all mounts.
+        if std::fs::read_dir(records).map_or(true, |mut entries| entries.next().is_none()) {
+            return Ok(None);
+        }
+        let shown = found.path.display();
+        let names = policy.names(found).map_err(SandboxError::host("look at", &shown))?;
+        for name in &names {
+            for directory in name.ancestors() {
+                let Some(volume) = DirectVolume::find(records, directory)? else { continue };
+                let record = DirectVolume::file(records, directory);
+                let what = format!("direct volume {} (record {})", directory.display(), record.display());
+                let look = || -> io::Result<Self> {
+                    let root = Resolved::open(directory)?.metadata()?;
+                    let group = (root.mode() & SET_GROUP != 0).then(|| root.gid());
+                    let below = name.strip_prefix(directory).map_err(io::Error::other)?.to_owned();
+                    Ok(Self { volume, what: what.clone(), below, group, part: found.metadata()? })
+                };
+                return look().map(Some).map_err(SandboxError::host("attach", &what));
+            }
+        }
+        Ok(None)
+    }
+
+    fn filesystem(&self, disk: Disk) -> Kind {
+        let options = if self.volume.read_only { vec!["ro".to_owned()] } else { Vec::new() };
+        let disk = BlockVolume {
+            pci_address: disk.address.to_string(),
+            filesystem: self.volume.fs_type.to_string(),
+            options,
+            ..BlockVolume::default()
+        };
+        // What is read-only keeps the group that it has.
+        let group = self.group.filter(|_| !self.volume.read_only);
+        let group = group.map(|gid| VolumeGroup { gid, ..VolumeGroup::default() });
+        Kind::Filesystem(FilesystemVolume {
+            disk: Some(disk).into(),
+            group: group.into(),
+            ..FilesystemVolume::default()
+        })
+    }
+}
+
+impl Inner {
+    /// Returns where the guest has the volume, or the part of it that is meant.
+    pub(super) async fn place_direct(
+        &self,
+        container: &Identifier,
+        found: &DirectMount,
+    ) -> Result<String, SandboxError> {
+        // Held to the end: another container waits for the volume.
+        let mut volumes = self.direct_volumes.lock().await;
+        let path = &found.volume.volume_path;
+        if !volumes.contains_key(path) {
+            let (volume, disk) = self.mount_direct(found).await?;
+            volumes.insert(path.clone(), Mounted { volume, disk, users: HashMap::new() });
+        }
+        let Some(mounted) = volumes.get_mut(path) else { return Err(gone(found)) };
+        let parts = mounted.users.entry(container.clone()).or_default();
+        if found.below.as_os_str().is_empty() {
+            return Ok(format!("{VOLUMES}/{}", mounted.volume));
+        }
+        let part = self.configuration.next_id().await;
+        // Before it is made: whoever detaches the container finds it.
+        parts.push(part.clone());
+        let kind = Kind::Part(PartOfVolume {
+            volume: mounted.volume.clone(),
+            path: found.below.as_os_str().as_bytes().to_vec(),
+            mode: found.part.mode() & 0o7777,
+            uid: found.part.uid(),
+            gid: found.part.gid(),
+            ..PartOfVolume::default()
+        });
+        self.prepare_direct(&part, kind, found).await?;
+        Ok(format!("{VOLUMES}/{part}"))
+    }
+
+    async fn mount_direct(&self, found: &DirectMount) -> Result<(String, Disk), SandboxError> {
+        let (device, read_only, what) = (found.volume.device.clone(), found.volume.read_only, found.what.clone());
+        let open = move || open_device(&device, read_only).map_err(SandboxError::host("attach", &what));
+        let file = until(Instant::now() + SOURCES, format!("opening the device of {}", found.what), blocking(open));
+        let file = file.await?;
+        let device = Device::Block { image: FdSlot(0), read_only, limit: self.disk_rate };
+        let (device, address) = self.vmm.attach(&found.what, device, file.as_fd()).await?;
+        let disk = Disk { device, address };
+        let volume = self.configuration.next_id().await;
+        if let Err(error) = self.prepare_direct(&volume, found.filesystem(disk), found).await {
+            if let Err(error) = self.detach_disk(disk).await {
+                tracing::warn!(%error, "a disk that the guest could not mount stays");
+            }
+            return Err(error);
+        }
+        Ok((volume, disk))
+    }
+
+    async fn prepare_direct(&self, volume: &str, kind: Kind, found: &DirectMount) -> Result<(), SandboxError> {
+        let request =
+            PrepareVolumeRequest { volume: volume.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() };
+        let prepared = self.agent.prepare_volume(&request).await;
+        prepared.map(drop).map_err(|error| SandboxError::host("mount", &found.what)(io::Error::other(error)))
+    }
+
+    /// Lets go of what nobody but `container` used, once it has reached the device. Goes on after an error; tells the first.
+    pub(super) async fn detach_direct(&self, container: &Identifier, alive: bool) -> Result<(), SandboxError> {
+        let mut volumes = self.direct_volumes.lock().await;
+        let used = volumes.iter_mut().filter_map(|(path, mounted)| {
+            let parts = mounted.users.remove(container)?;
+            Some((path.clone(), parts))
+        });
+        let used: Vec<_> = used.collect();
+        let mut result = Ok(());
+        for (path, parts) in used {
+            let unused = volumes.get(&path).is_some_and(|mounted| mounted.users.is_empty());
+            let mounted = if unused { volumes.remove(&path) } else { None };
+            if !alive {
+                continue;
+            }
+            for volume in parts.into_iter().chain(mounted.iter().map(|mounted| mounted.volume.clone())) {
+                let request = VolumeRequest { volume, ..VolumeRequest::default() };
+                if let Err(error) = self.agent.release_volume(&request).await {
+                    tracing::warn!(path = %path.display(), %error, "the guest did not unmount a direct volume");
+                }
+            }
+            if let Some(mounted) = mounted {
+                result = result.and(self.detach_disk(mounted.disk).await);
+            }
+        }
+        result
+    }
+}
+
+fn gone(found: &DirectMount) -> SandboxError {
+    SandboxError::host("mount", &found.what)(io::Error::from(io::ErrorKind::NotFound))
+}
+
+/// A device that nobody else writes to: it is locked for as long as the VMM, which gets the same open file, has it.
+fn open_device(device: &Path, read_only: bool) -> io::Result<File> {
+    let refused = |kind, reason: &str| Err(io::Error::new(kind, format!("{} {reason}", device.display())));
+    let found = Resolved::open(device)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", device.display())))?;
+    let metadata = found.metadata()?;
+    if !metadata.file_type().is_block_device() {
+        return refused(io::ErrorKind::InvalidInput, "is not a block device");
+    }
+    let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+    let hold = if read_only { Hold::Together } else { Hold::Alone };
+    let mut file = open(major, minor, read_only, hold)?;
+    if file.seek(SeekFrom::End(0))? == 0 {
+        return refused(io::ErrorKind::InvalidInput, "is empty");
+    }
+    // Programs of the node take such a lock for a moment when they look what is on a device.
+    for _ in 0..LOOKS {
+        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+        if locked.is_ok() {
+            return Ok(file);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    refused(io::ErrorKind::ResourceBusy, "is in use by another pod")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_block_devices_are_opened() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("image"), [0; 512]).unwrap();
+        for path in [root.path().to_owned(), root.path().join("image"), "/dev/null".into()] {
+            let error = open_device(&path, true).unwrap_err().to_string();
+            assert_eq!(error, format!("{} is not a block device", path.display()));
+        }
+        let error = open_device(&root.path().join("none"), true).unwrap_err().to_string();
+        assert!(error.contains("/none: No such file"), "{error}");
+    }
+}
