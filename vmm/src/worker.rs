@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::Instant;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -20,6 +21,12 @@ const STOP: u64 = u64::MAX;
 
 /// Events taken from the kernel at once.
 const BATCH: usize = 16;
+
+/// What epoll is to wait for at most. Rounded up: a wait that ends early would only be waited for again.
+pub fn milliseconds_until(moment: Instant) -> i32 {
+    let rest = moment.saturating_duration_since(Instant::now()).as_nanos().div_ceil(1_000_000);
+    i32::try_from(rest).unwrap_or(i32::MAX)
+}
 
 /// The descriptors that a worker waits for.
 #[derive(Debug)]
@@ -46,10 +53,7 @@ impl Watch {
 
     /// How long to wait for events: until the pause ends, or for ever.
     fn timeout(&self) -> i32 {
-        let Some(moment) = self.paused_until.get() else { return -1 };
-        // Rounded up: a wait that ends early would only be waited for again.
-        let rest = moment.saturating_duration_since(Instant::now()).as_nanos().div_ceil(1_000_000);
-        i32::try_from(rest).unwrap_or(i32::MAX)
+        self.paused_until.get().map_or(-1, milliseconds_until)
     }
 
     /// Whether a pause is over, told once.
@@ -101,13 +105,21 @@ pub struct Worker<H> {
     thread: JoinHandle<H>,
     stop: EventFd,
     stopping: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
 }
 
 impl<H: Handler> Worker<H> {
     /// Starts a thread of `kind`, which is also the thread's name.
-    pub fn spawn(kind: ThreadKind, mut handler: H) -> io::Result<Self> {
+    pub fn spawn(kind: ThreadKind, handler: H) -> io::Result<Self> {
+        Self::spawn_telling(kind, handler, Waker::noop().clone())
+    }
+
+    /// The same, and `waker` is woken when the thread ends.
+    pub fn spawn_telling(kind: ThreadKind, mut handler: H, waker: Waker) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopping = Arc::new(AtomicBool::new(false));
+        let ended = Arc::new(AtomicBool::new(false));
+        let at_end = Arc::clone(&ended);
         let watch = Watch { epoll: Epoll::new()?, stopping: Arc::clone(&stopping), paused_until: Cell::new(None) };
         watch.add(&stop, EventSet::IN, STOP)?;
         let thread = std::thread::Builder::new().name(kind.name().into()).stack_size(256 * 1024).spawn(move || {
@@ -118,15 +130,24 @@ impl<H: Handler> Worker<H> {
             }
             run(&mut handler, &watch, kind);
             handler.end();
+            at_end.store(true, Ordering::Release);
+            waker.wake();
             handler
         })?;
-        Ok(Self { thread, stop, stopping })
+        Ok(Self { thread, stop, stopping, ended })
+    }
+
+    /// Asks the thread to end, without waiting for it. True when it has.
+    pub fn request_stop(&self) -> io::Result<bool> {
+        if !self.stopping.swap(true, Ordering::Relaxed) {
+            self.stop.write(1)?;
+        }
+        Ok(self.ended.load(Ordering::Acquire))
     }
 
     /// Ends the thread and returns its handler.
     pub fn stop(self) -> io::Result<H> {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.stop.write(1)?;
+        self.request_stop()?;
         self.thread.join().map_err(|_| io::Error::other("a device thread panicked"))
     }
 }

@@ -92,6 +92,9 @@ pub enum Answer {
 pub enum Event {
     /// The guest connected to the ready port: the agent's services listen.
     AgentReady,
+    /// A device cannot do what the guest asks of it, for a reason on the node's side; one sentence. Sent once for each
+    /// device, at most. The guest sees errors, and the device stays.
+    DeviceFailed { device: DeviceId, reason: String },
     /// The machine has stopped; the VMM exits after this message.
     Stopped(StopReason),
 }

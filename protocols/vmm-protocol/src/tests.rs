@@ -66,6 +66,15 @@ fn a_disk_of_layers_has_a_golden_encoding() {
 }
 
 #[test]
+fn a_failed_device_has_a_golden_encoding() {
+    let event = Event::DeviceFailed { device: DeviceId(3), reason: "the node's disk is full".into() };
+    let golden = r#"{"event":{"device_failed":{"device":3,"reason":"the node's disk is full"}}}"#;
+    let message = Message::Event(event);
+    assert_eq!(String::from_utf8(encode(&message).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Message>(golden.as_bytes()).unwrap(), message);
+}
+
+#[test]
 fn the_most_parts_fit_a_message() {
     let parts = (0..MAX_PARTS).map(|part| FdSlot(u8::try_from(part).unwrap())).collect();
     encode(&Request { id: u32::MAX, call: Call::Attach(Device::Layers { parts, limit: RateLimit::default() }) })

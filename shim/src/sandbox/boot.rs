@@ -177,7 +177,7 @@ async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
 }
 
 /// Holds the sandbox's directory for this process: no other shim takes it for a dead one's.
-fn claim(directory: &SandboxDirectory, id: &SandboxId) -> Result<Flock<File>, SandboxError> {
+pub(super) fn claim(directory: &SandboxDirectory, id: &SandboxId) -> Result<Flock<File>, SandboxError> {
     let file = File::open(&directory.path).map_err(SandboxError::host("open", &directory.path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
         Errno::EWOULDBLOCK => SandboxError::InUse(id.to_string()),
@@ -193,7 +193,7 @@ async fn start(
     prepared: Prepared,
 ) -> Result<Started, SandboxError> {
     let Prepared { cgroup, uid, size, network } = prepared;
-    let vmm = Vmm::spawn(host, &cgroup, spec.oom_score)?;
+    let vmm = Vmm::spawn(host, &cgroup, spec.oom_score, spec.pod.clone())?;
     let (console, console_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
     lines::forward(console, Source::Console { debug: config.debug })?;

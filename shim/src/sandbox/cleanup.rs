@@ -1,6 +1,7 @@
 //! Removing all that a sandbox has on the node. The same steps end a sandbox in peace, after a failed boot, and after a
 //! crash of its shim: each is idempotent, and none needs the guest or this process's memory.
 
+use super::boot::claim;
 use super::cgroup::Cgroup;
 use super::host::{Host, SandboxDirectory};
 use super::id::SandboxId;
@@ -14,6 +15,9 @@ pub(super) const BRIEF: Duration = Duration::from_secs(3);
 
 /// The same for a shim that lives. What it gives up on stays until someone asks for `delete`.
 pub(super) const PATIENT: Duration = Duration::from_secs(60);
+
+/// From the record of a sandbox to its claim, and much more than that.
+const SETTLED: Duration = Duration::from_secs(30);
 
 /// Goes on after an error, so that as little as possible stays; tells the first. User id and record stay until nobody can
 /// use them and nothing is left to be found by them.
@@ -53,10 +57,49 @@ fn end_processes(
     cgroup.remove(&record.made).and(disconnected.map_err(SandboxError::from))
 }
 
+/// Removes what is left of sandboxes whose processes could not be killed when they were to go, and have ended since. No shim
+/// holds them any more. Best effort.
+pub(super) fn sweep(host: &Host) {
+    for id in host.sandboxes() {
+        let directory = host.directory(&id);
+        let recorded = std::fs::metadata(directory.record()).and_then(|record| record.modified());
+        // A younger one may be about to be claimed.
+        if !recorded.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > SETTLED)) {
+            continue;
+        }
+        let Ok(_claim) = claim(&directory, &id) else { continue };
+        match cleanup_on(host, &id, Duration::ZERO) {
+            Ok(()) => tracing::info!(sandbox = %id, "removed what an earlier sandbox had left"),
+            Err(error) => tracing::debug!(sandbox = %id, %error, "an earlier sandbox does not end yet"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn what_a_dead_shim_left_long_ago_is_swept_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::below(root.path());
+        let [old, claimed, young, bare] = ["old", "claimed", "young", "bare"].map(|name| SandboxId::test("ns", name));
+        for id in [&old, &claimed, &young, &bare] {
+            fs::create_dir_all(host.directory(id).path).unwrap();
+        }
+        let long_ago = std::time::SystemTime::now() - 2 * SETTLED;
+        for (id, time) in [(&old, Some(long_ago)), (&claimed, Some(long_ago)), (&young, None)] {
+            let directory = host.directory(id);
+            Record { cgroup: "ns/pod".into(), made: Vec::new(), netns: None }.write(&directory).unwrap();
+            let record = fs::File::open(directory.record()).unwrap();
+            time.into_iter().for_each(|time| record.set_modified(time).unwrap());
+        }
+        let _claim = claim(&host.directory(&claimed), &claimed).unwrap();
+        sweep(&host);
+        let left = [&old, &claimed, &young, &bare].map(|id| host.directory(id).path.exists());
+        assert_eq!(left, [false, true, true, true]);
+    }
 
     #[test]
     fn a_sandbox_that_never_existed_is_fine() {

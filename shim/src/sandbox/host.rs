@@ -2,6 +2,7 @@
 
 use super::SandboxError;
 use super::id::SandboxId;
+use crate::identifier::Identifier;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -60,6 +61,20 @@ impl Host {
     /// Records of volumes that pods mount in the guest (docs/direct-volumes.md).
     pub fn direct_volumes(&self) -> PathBuf {
         self.run.join(bulkhead_config::direct_volumes::DIRECTORY)
+    }
+
+    /// All that have a directory.
+    pub fn sandboxes(&self) -> Vec<SandboxId> {
+        let names = |path: &Path| -> Vec<Identifier> {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        };
+        let pods = self.run.join("pods");
+        let of = |namespace: Identifier| {
+            let ids = names(&pods.join(namespace.as_str()));
+            ids.into_iter().map(move |id| SandboxId { namespace: namespace.clone(), id })
+        };
+        names(&pods).into_iter().flat_map(of).collect()
     }
 
     pub fn directory(&self, id: &SandboxId) -> SandboxDirectory {

@@ -51,7 +51,7 @@ pub use error::SandboxError;
 pub use guest_spec::{check_pod, guest_process, guest_resources};
 pub use shared::Pod as SharedPod;
 pub use size::{POD_MEMORY, POD_PERIOD, POD_QUOTA, memory_limit};
-pub use spec::{POD_UID, PodFiles, SandboxSpec, SpecError, check_annotations, oom_score};
+pub use spec::{POD_NAME, POD_NAMESPACE, POD_UID, PodFiles, SandboxSpec, SpecError, check_annotations, oom_score};
 
 use crate::identifier::Identifier;
 use agent_protocol::STREAM_PORT;
@@ -171,7 +171,9 @@ type Containers = HashMap<Identifier, Vec<attach::Disk>>;
 impl Sandbox {
     /// Boots a microVM to "agent ready". When it fails, nothing of it is left on the node. Takes up to 200 s.
     pub async fn boot(spec: SandboxSpec, config: &Config) -> Result<Self, SandboxError> {
-        let (inner, listeners) = boot::boot(Host::of_this_program()?, spec, config).await?;
+        let host = Host::of_this_program()?;
+        let (inner, listeners) = boot::boot(host.clone(), spec, config).await?;
+        tokio::task::spawn_blocking(move || cleanup::sweep(&host));
         let inner = Arc::new(inner);
         if let Some(listeners) = listeners {
             let task = tokio::spawn(forward::serve(listeners, Arc::downgrade(&inner)));
@@ -298,7 +300,9 @@ impl Inner {
             let _ = timeout(KILL, self.vmm.stopped().wait_for(Option::is_some)).await;
         }
         let (host, id) = (self.host.clone(), self.id.clone());
-        if let Err(error) = attach::blocking(move || cleanup::cleanup_on(&host, &id, cleanup::PATIENT)).await {
+        // There is no use in waiting again for a process that could not be killed.
+        let limit = if self.vmm.process().ended().borrow().is_some() { cleanup::PATIENT } else { cleanup::BRIEF };
+        if let Err(error) = attach::blocking(move || cleanup::cleanup_on(&host, &id, limit)).await {
             tracing::error!(%error, "the sandbox left something behind");
         }
     }

@@ -16,6 +16,8 @@ const ANNOTATIONS: [&str; 4] = [MEMORY, VCPUS, rate::BYTES, rate::OPERATIONS];
 
 /// What Kubernetes calls the pod, as the CRI plugin says it.
 pub const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
+pub const POD_NAME: &str = "io.kubernetes.cri.sandbox-name";
+pub const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 
 /// In characters.
 const MAX_SHOWN: usize = 128;
@@ -33,6 +35,7 @@ const MAX_OOM_SCORE: u16 = 1000;
 pub struct SandboxSpec {
     pub(super) id: SandboxId,
     pub(super) hostname: String,
+    pub(super) pod: PodName,
     /// `None`: not a pod of kubelet's.
     pub(super) pod_uid: Option<PodUid>,
     /// For the containers to share. `None`: containerd mounts its own.
@@ -47,6 +50,13 @@ pub struct SandboxSpec {
     pub(super) oom_score: u16,
     /// Where CNI made the pod's network. `None`: the guest has loopback alone.
     pub(super) netns: Option<PathBuf>,
+}
+
+/// What its owner calls the pod, for the operator to read. Empty: nobody said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodName {
+    pub name: String,
+    pub namespace: String,
 }
 
 /// The name of the pod's directory below kubelet's.
@@ -102,9 +112,11 @@ impl SandboxSpec {
         check_annotations(spec)?;
         let id = SandboxId::new(namespace, id);
         let linux = spec.linux.clone().unwrap_or_default();
+        let named = |key| spec.annotations.get(key).map_or_else(String::new, |name| shown(name));
         let hostname = if spec.hostname.is_empty() { id.id.as_str() } else { &spec.hostname };
         Ok(Self {
             hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
+            pod: PodName { name: named(POD_NAME), namespace: named(POD_NAMESPACE) },
             pod_uid: spec.annotations.get(POD_UID).and_then(|uid| PodUid::new(uid)),
             files: None,
             size: Wanted::from_oci(spec, &linux)?,

@@ -3,7 +3,7 @@
 use crate::error::TaskError;
 use crate::identifier::Identifier;
 use crate::sandbox::oci::{Linux, Namespace, Spec};
-use crate::sandbox::{POD_MEMORY, POD_PERIOD, POD_QUOTA, POD_UID};
+use crate::sandbox::{POD_MEMORY, POD_NAME, POD_NAMESPACE, POD_PERIOD, POD_QUOTA, POD_UID};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use cri_protocol::{NamespaceMode, PodSandboxConfig};
 use protobuf::Message;
@@ -64,9 +64,11 @@ impl PodConfig {
     /// What the CRI plugin would say of the pod is not for the pod to say.
     fn annotations(&self) -> BTreeMap<String, String> {
         let all = self.0.annotations.clone().into_iter();
-        let uid = Some(self.0.metadata.uid.clone()).filter(|uid| !uid.is_empty());
-        let uid = uid.map(|uid| (POD_UID.to_owned(), uid));
-        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).chain(self.limits()).chain(uid).collect()
+        let metadata = &self.0.metadata;
+        let names = [(POD_UID, &metadata.uid), (POD_NAME, &metadata.name), (POD_NAMESPACE, &metadata.namespace)];
+        let names = names.into_iter().filter(|(_, name)| !name.is_empty());
+        let names = names.map(|(key, name)| (key.to_owned(), name.clone()));
+        all.filter(|(key, _)| !key.starts_with(CRI_ANNOTATIONS)).chain(self.limits()).chain(names).collect()
     }
 
     /// As the CRI plugin says it.

@@ -10,10 +10,12 @@
 
 mod boot;
 mod channel;
+mod departures;
 mod session;
 
 pub use boot::BootError;
 pub use channel::{Channel, ChannelError, Descriptors};
+pub use departures::MOST_LEFT_BEHIND;
 
 use session::Session;
 use std::os::fd::AsFd;

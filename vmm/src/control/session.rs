@@ -1,12 +1,15 @@
 //! The main thread's loop while the machine runs.
 
 use super::channel::{Channel, ChannelError, Descriptors};
+use super::departures::{Departures, MOST_LEFT_BEHIND};
 use super::{ControlError, event, reply, sentence};
 use crate::machine::{Attachment, Machine};
+use crate::worker::milliseconds_until;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use vmm_protocol::{Answer, Call, Device, Event, Request, StopReason};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -16,27 +19,37 @@ const STOPPED: u64 = 1;
 const ATTENTION: u64 = 2;
 const READY: u64 = 3;
 const ANSWERS: u64 = 4;
-const SOURCES: usize = 5;
+const FAILURES: u64 = 5;
+const SOURCES: usize = 6;
 
 /// Answers that other threads have found; the main thread alone writes to the control socket.
 #[derive(Debug)]
-struct Answers {
+pub struct Answers {
     waiting: Mutex<Vec<(u32, Result<Answer, String>)>>,
     event: EventFd,
 }
 
 impl Answers {
-    fn push(&self, id: u32, result: Result<Answer, String>) {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { waiting: Mutex::new(Vec::new()), event: EventFd::new(EFD_NONBLOCK)? })
+    }
+
+    pub fn push(&self, id: u32, result: Result<Answer, String>) {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((id, result));
         if let Err(error) = self.event.write(1) {
             tracing::warn!(%error, "cannot wake the main thread");
         }
     }
 
-    fn take(&self) -> Vec<(u32, Result<Answer, String>)> {
+    pub fn take(&self) -> Vec<(u32, Result<Answer, String>)> {
         // The event first: answers that come after it raise it again. Nothing to read is fine.
         let _ = self.event.read();
         std::mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 
@@ -51,13 +64,14 @@ pub struct Session<S> {
     channel: Channel<S>,
     machine: Machine,
     answers: Arc<Answers>,
+    departures: Departures,
     epoll: Epoll,
     agent_ready: bool,
 }
 
 impl<S: AsFd> Session<S> {
     pub fn new(channel: Channel<S>, machine: Machine) -> io::Result<Self> {
-        let answers = Answers { waiting: Mutex::new(Vec::new()), event: EventFd::new(EFD_NONBLOCK)? };
+        let answers = Answers::new()?;
         let epoll = Epoll::new()?;
         let sources = [
             (channel.as_raw_fd(), CONTROL),
@@ -65,18 +79,21 @@ impl<S: AsFd> Session<S> {
             (machine.attention().event().as_raw_fd(), ATTENTION),
             (machine.ready().as_raw_fd(), READY),
             (answers.event.as_raw_fd(), ANSWERS),
+            (machine.failures().event().as_raw_fd(), FAILURES),
         ];
         for (descriptor, token) in sources {
             epoll.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, token))?;
         }
-        Ok(Self { channel, machine, answers: Arc::new(answers), epoll, agent_ready: false })
+        let departures = Departures::default();
+        Ok(Self { channel, machine, answers: Arc::new(answers), departures, epoll, agent_ready: false })
     }
 
     /// Serves the machine and the shim until one of them is gone.
     pub fn serve(mut self) -> Result<(), ControlError> {
         let mut events = [EpollEvent::default(); SOURCES];
         loop {
-            let count = match self.epoll.wait(-1, &mut events) {
+            let timeout = self.departures.next().map_or(-1, milliseconds_until);
+            let count = match self.epoll.wait(timeout, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(ControlError::Wait(error)),
@@ -85,6 +102,13 @@ impl<S: AsFd> Session<S> {
                 if matches!(self.handle(ready.data())?, Next::End) {
                     return Ok(());
                 }
+            }
+            for request in self.departures.expire(Instant::now()) {
+                tracing::warn!(
+                    left_behind = self.departures.left_behind(),
+                    "a removed device does not end: its I/O hangs"
+                );
+                reply(&self.channel, request, Ok(Answer::Done))?;
             }
         }
     }
@@ -111,9 +135,16 @@ impl<S: AsFd> Session<S> {
                     event(&self.channel, Event::AgentReady)?;
                 }
             }
+            FAILURES => {
+                for (device, failure) in self.machine.failures().take() {
+                    event(&self.channel, Event::DeviceFailed { device, reason: failure.to_string() })?;
+                }
+            }
             _ => {
                 for (id, result) in self.answers.take() {
-                    reply(&self.channel, id, result)?;
+                    if self.departures.may_answer(id) {
+                        reply(&self.channel, id, result)?;
+                    }
                 }
             }
         }
@@ -126,8 +157,13 @@ impl<S: AsFd> Session<S> {
         let result = match request.call {
             Call::Boot(_) => Err("machine has booted already".into()),
             Call::Attach(device) => self.attach(device, descriptors),
-            Call::Detach { device } if self.machine.detach(device) => Ok(Answer::Done),
-            Call::Detach { device } => Err(format!("no device {} is attached", device.0)),
+            Call::Detach { device } => match self.machine.detach(device) {
+                Some(device) => {
+                    self.departures.begin(id, device, &self.answers, Instant::now());
+                    return Ok(());
+                }
+                None => Err(format!("no device {} is attached", device.0)),
+            },
             Call::Connect { port, stream } => match { descriptors }.take(stream) {
                 Ok(stream) => {
                     let answers = Arc::clone(&self.answers);
@@ -144,6 +180,9 @@ impl<S: AsFd> Session<S> {
     }
 
     fn attach(&mut self, device: Device, descriptors: Descriptors) -> Result<Answer, String> {
+        if self.departures.left_behind() >= MOST_LEFT_BEHIND {
+            return Err(format!("{MOST_LEFT_BEHIND} removed devices hang: their disks on the node do not answer"));
+        }
         let attachment = attachment(device, descriptors).map_err(|error| sentence(&error))?;
         let (device, address) = self.machine.attach(attachment).map_err(|error| sentence(&error))?;
         Ok(Answer::Attached { device, address })

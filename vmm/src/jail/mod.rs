@@ -56,13 +56,25 @@ pub enum ThreadKind {
     Fs,
     Net,
     Pmem,
+    /// Waits for the end of a removed device.
+    Reaper,
     Rng,
     Vsock,
 }
 
 impl ThreadKind {
-    pub const ALL: [Self; 9] =
-        [Self::Main, Self::Vcpu, Self::Block, Self::Console, Self::Fs, Self::Net, Self::Pmem, Self::Rng, Self::Vsock];
+    pub const ALL: [Self; 10] = [
+        Self::Main,
+        Self::Vcpu,
+        Self::Block,
+        Self::Console,
+        Self::Fs,
+        Self::Net,
+        Self::Pmem,
+        Self::Reaper,
+        Self::Rng,
+        Self::Vsock,
+    ];
 
     /// The thread's name, as operators see it.
     pub fn name(self) -> &'static str {
@@ -74,6 +86,7 @@ impl ThreadKind {
             Self::Fs => "fs",
             Self::Net => "net",
             Self::Pmem => "pmem",
+            Self::Reaper => "reaper",
             Self::Rng => "rng",
             Self::Vsock => "vsock",
         }

@@ -1,14 +1,25 @@
 //! What entering the jail takes, as data: the order of the steps is the point of it.
 
 use super::JailError;
+use crate::control::MOST_LEFT_BEHIND;
+use crate::pci::SLOTS;
+use crate::virtio::block::MAX_QUEUES;
 use nix::sched::CloneFlags;
 use nix::sys::resource::Resource;
 use nix::unistd::{Gid, Uid};
 use std::fmt;
-use vmm_protocol::Jail;
+use vmm_protocol::{Jail, MAX_VCPUS};
 
-/// Most threads of the pod's user: vCPUs, one per device, the main thread, and one that KVM makes for itself.
-const MAX_THREADS: u64 = 128;
+/// Most threads of the pod's user.
+const MAX_THREADS: u64 = 256;
+
+/// vCPUs; devices, all of them disks; reapers, and devices that were left behind; the main thread, and one that KVM makes
+/// for itself.
+const _: () = {
+    let disks = SLOTS as u64 * MAX_QUEUES as u64;
+    let left_behind = MOST_LEFT_BEHIND as u64 * (MAX_QUEUES as u64 + 1);
+    assert!(MAX_VCPUS as u64 + disks + left_behind + 2 <= MAX_THREADS);
+};
 
 /// Most open descriptors: a stream per connection to the guest, and a few per device.
 const MAX_DESCRIPTORS: u64 = 4096;

@@ -87,6 +87,7 @@ const VCPU: &[Rule] = &[with(libc::SYS_ioctl, &[Is(1, KVM_RUN)])];
 /// Scattered I/O at offsets, flush, discard.
 const BLOCK: &[Rule] = &[
     any(libc::SYS_preadv),
+    with(libc::SYS_preadv2, &[Is(5, libc::RWF_NOWAIT as u64)]),
     any(libc::SYS_pwritev),
     any(libc::SYS_fsync),
     any(libc::SYS_fdatasync),
@@ -151,6 +152,7 @@ pub fn of(kind: ThreadKind) -> impl Iterator<Item = &'static Rule> {
         ThreadKind::Block => &[EVERY_THREAD, EVENT_LOOP, BLOCK],
         ThreadKind::Net => &[EVERY_THREAD, EVENT_LOOP, NET],
         ThreadKind::Vsock => &[EVERY_THREAD, EVENT_LOOP, VSOCK],
+        ThreadKind::Reaper => &[EVERY_THREAD],
         ThreadKind::Console | ThreadKind::Fs | ThreadKind::Pmem | ThreadKind::Rng => &[EVERY_THREAD, EVENT_LOOP],
     };
     lists.iter().copied().flatten()

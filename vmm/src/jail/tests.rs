@@ -1,7 +1,7 @@
 #![expect(unsafe_code, reason = "a jail is tried out in a forked child, with raw system calls")]
 
 use super::*;
-use crate::virtio::block::Block;
+use crate::virtio::block::{Block, Options};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::Fs;
@@ -22,7 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use vmm_protocol::RateLimit;
+
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const JAIL: Jail = Jail { uid: 1_999_999_990, gid: 1_999_999_991 };
@@ -147,7 +147,7 @@ fn a_jailed_process_is_limited_and_leaves_no_core() {
     };
     assert_eq!(limit("Max core file size"), ["0", "0"]);
     assert_eq!(limit("Max open files"), ["4096", "4096"]);
-    assert_eq!(limit("Max processes"), ["128", "128"]);
+    assert_eq!(limit("Max processes"), ["256", "256"]);
     // Not dumpable: its files in /proc belong to root.
     assert_eq!(fs::metadata(prisoner.proc("maps")).unwrap().uid(), 0);
 }
@@ -256,7 +256,7 @@ fn a_confined_main_thread_makes_and_starts_every_device() {
     let (stream, _host) = UnixStream::pair().unwrap();
     let child = forked(|| {
         confine_thread(ThreadKind::Main).unwrap();
-        start_and_stop(Block::new(disk, false, RateLimit::default()).unwrap());
+        start_and_stop(Block::new(disk, false, Options::default()).unwrap());
         start_and_stop(Console::new(console));
         start_and_stop(Fs::new("share", server).unwrap());
         start_and_stop(Pmem::new(1 << 32, 2 << 20));

@@ -1,8 +1,9 @@
 //! The machine's devices: which are there from the start, and what a message attaches later.
 
-use crate::virtio::block::{Block, BlockError};
+use crate::virtio::block::{self, Block, BlockError};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::failure::Reporter;
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::net::{Net, NetError};
 use crate::virtio::pmem::Pmem;
@@ -49,10 +50,12 @@ pub enum DeviceError {
 }
 
 impl Attachment {
-    pub fn into_device(self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+    /// `vcpus` is how many processors use the device at once.
+    pub fn into_device(self, vcpus: u8, reporter: Reporter) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+        let disk = |limit| block::Options { limit, queues: u16::from(vcpus), reporter: Some(reporter) };
         Ok(match self {
-            Self::Block { image, read_only, limit } => Box::new(Block::new(image, read_only, limit)?),
-            Self::Layers { parts, limit } => Box::new(Block::layers(parts, limit)?),
+            Self::Block { image, read_only, limit } => Box::new(Block::new(image, read_only, disk(limit))?),
+            Self::Layers { parts, limit } => Box::new(Block::layers(parts, disk(limit))?),
             Self::Fs { tag, server } => Box::new(Fs::new(&tag, server)?),
             Self::Net { tap, mac, mtu } => Box::new(Net::new(tap, mac, mtu)?),
         })

@@ -18,6 +18,7 @@ pub use vcpu::Stop;
 
 use crate::pci::{Bus, SLOTS};
 use crate::virtio::device::{GuestMemory, VirtioDevice};
+use crate::virtio::failure::Failures;
 use crate::virtio::transport::{Attention, VirtioFunction};
 use crate::virtio::vsock::Connector;
 use exits::Exits;
@@ -41,9 +42,11 @@ pub struct Machine {
     functions: BTreeMap<u8, Arc<VirtioFunction>>,
     attached: HashMap<DeviceId, u8>,
     next_id: u32,
+    failures: Arc<Failures>,
     connector: Connector,
     ready: EventFd,
     stop: Arc<Stop>,
+    processors: u8,
     /// vCPUs until they are started.
     vcpus: Vec<VcpuFd>,
     exits: Arc<Exits>,
@@ -87,6 +90,11 @@ impl Machine {
         &self.ready
     }
 
+    /// What devices cannot do any more.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
     /// Opens connections to the guest.
     pub fn connector(&self) -> &Connector {
         &self.connector
@@ -111,26 +119,26 @@ impl Machine {
     pub fn attach(&mut self, attachment: Attachment) -> Result<(DeviceId, PciAddress), AttachError> {
         let slot = self.free_slot().ok_or(AttachError::NoSlot)?;
         let address = PciAddress::new(slot).ok_or(AttachError::NoSlot)?;
-        self.insert(slot, attachment.into_device()?)?;
         let id = DeviceId(self.next_id);
+        let reporter = self.failures.reporter(id);
+        self.insert(slot, attachment.into_device(self.processors, reporter)?)?;
         self.next_id += 1;
         self.attached.insert(id, slot);
         Ok((id, address))
     }
 
-    /// Removes a device that was attached. False when there is none by this id.
-    pub fn detach(&mut self, id: DeviceId) -> bool {
-        let Some(slot) = self.attached.remove(&id) else { return false };
+    /// Removes a device that was attached, and returns what is left of it: its threads were asked to end, but stopping and
+    /// dropping it may take as long as its I/O. `None` when there is none by this id.
+    pub fn detach(&mut self, id: DeviceId) -> Option<Box<dyn VirtioDevice>> {
+        let slot = self.attached.remove(&id)?;
         // Off the bus first, so that the guest cannot start it again.
         self.bus.remove(slot);
-        if let Some(function) = self.functions.remove(&slot) {
-            function.retire(&self.doorbells);
-        }
+        let device = self.functions.remove(&slot).map(|function| function.retire(&self.doorbells));
         self.interrupts.disconnect(slot);
         if let Err(error) = self.interrupts.apply() {
             tracing::warn!(%error, "cannot route interrupts");
         }
-        true
+        device
     }
 
     fn free_slot(&self) -> Option<u8> {

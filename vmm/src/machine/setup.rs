@@ -11,6 +11,7 @@ use super::x86_64::{boot_params, cpuid, layout, mptable, registers};
 use super::{AttachError, Machine, Vm};
 use crate::pci::Bus;
 use crate::virtio::device::GuestMemory;
+use crate::virtio::failure::Failures;
 use crate::virtio::transport::Attention;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
@@ -113,9 +114,11 @@ impl Machine {
             functions: BTreeMap::new(),
             attached: HashMap::new(),
             next_id: 0,
+            failures: Arc::new(Failures::new().map_err(MachineError::Events)?),
             connector,
             ready,
             stop: Arc::new(Stop::new().map_err(MachineError::Events)?),
+            processors: description.vcpus,
             vcpus,
             exits: Arc::new(exits),
             _root_image: root_image,

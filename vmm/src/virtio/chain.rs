@@ -56,9 +56,10 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Reads the descriptors of a chain.
-    pub fn parse(memory: &Memory, descriptors: DescriptorChain<&Memory>) -> Result<Self, ChainError> {
-        let mut chain = Self::default();
+    /// Reads the descriptors of a chain into the space of one that is not needed any more.
+    pub fn parse(memory: &Memory, descriptors: DescriptorChain<&Memory>, mut chain: Self) -> Result<Self, ChainError> {
+        chain.readable.clear();
+        chain.writable.clear();
         let mut more = None;
         for (index, descriptor) in descriptors.enumerate() {
             if index == MAX_DESCRIPTORS {
@@ -88,6 +89,11 @@ impl Chain {
 }
 
 impl Buffer {
+    fn clear(&mut self) {
+        self.length = 0;
+        self.segments.clear();
+    }
+
     fn push(&mut self, segment: Segment) {
         // Cannot overflow: the queue's iterator ends a chain before it exceeds 4 GiB.
         self.length += segment.length;
@@ -134,6 +140,19 @@ impl Buffer {
         range: Range<usize>,
         mut each: impl FnMut(Slice<'m>),
     ) -> Result<(), ChainError> {
+        self.visit_while(memory, range, |slice| {
+            each(slice);
+            true
+        })
+    }
+
+    /// Shows the host memory of a range of the buffer piece by piece, until `each` answers false.
+    pub fn visit_while<'m>(
+        &self,
+        memory: &'m Memory,
+        range: Range<usize>,
+        mut each: impl FnMut(Slice<'m>) -> bool,
+    ) -> Result<(), ChainError> {
         if range.end > self.length {
             return Err(ChainError::Short);
         }
@@ -153,7 +172,9 @@ impl Buffer {
             let parts =
                 memory.get_slices(address, length, Permissions::ReadWrite).map_err(|_| ChainError::NotMemory)?;
             for part in parts {
-                each(part.map_err(|_| ChainError::NotMemory)?);
+                if !each(part.map_err(|_| ChainError::NotMemory)?) {
+                    return Ok(());
+                }
             }
             skip = 0;
             wanted -= length;

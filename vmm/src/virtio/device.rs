@@ -13,6 +13,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Waker;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -51,6 +52,8 @@ pub struct Resources {
     pub queues: Vec<Option<RunningQueue>>,
     /// For configuration changes.
     pub config_interrupt: Arc<dyn Interrupt>,
+    /// To be woken when a worker has ended.
+    pub ended: Waker,
 }
 
 /// An interrupt that a device may raise.
@@ -82,6 +85,12 @@ pub trait VirtioDevice: Send + std::fmt::Debug {
 
     /// Hands over the queues. Not called while started.
     fn start(&mut self, resources: Resources) -> Result<(), StartError>;
+
+    /// Asks the worker to end, without waiting for it. True when [`Self::stop`] would not wait either; until then
+    /// [`Resources::ended`] is woken when that may have changed. For devices whose I/O may hang.
+    fn request_stop(&mut self) -> bool {
+        true
+    }
 
     /// Ends the worker after the requests in flight and returns each queue where it stands; `None` for queues that
     /// were not running. Idempotent.

@@ -4,6 +4,7 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
+pub mod failure;
 pub mod fs;
 pub mod net;
 pub mod pmem;

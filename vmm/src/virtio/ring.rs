@@ -9,6 +9,7 @@ use crate::jail::ThreadKind;
 use crate::worker::Watch;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::epoll::EventSet;
 
@@ -43,6 +44,8 @@ pub struct Ring {
     running: RunningQueue,
     /// Requests went back since the driver was last considered for an interrupt.
     returned: bool,
+    /// Space for the next request.
+    spare: Vec<Chain>,
 }
 
 impl Ring {
@@ -50,7 +53,7 @@ impl Ring {
     pub fn take(resources: &mut Resources, index: usize) -> Result<Self, StartError> {
         let running = resources.queues.get_mut(index).and_then(Option::take);
         let running = running.ok_or(StartError::QueueDisabled(index))?;
-        Ok(Self { memory: Arc::clone(&resources.memory), running, returned: false })
+        Ok(Self { memory: Arc::clone(&resources.memory), running, returned: false, spare: Vec::new() })
     }
 
     /// Ends serving and returns the queue where it stands.
@@ -72,6 +75,12 @@ impl Ring {
         watch.add(&self.running.kick, EventSet::IN, token)
     }
 
+    /// The same, once for each kick: there is nothing to [`Ring::acknowledge`], which saves a system call. Its counter
+    /// only grows, and the kernel keeps it from overflowing.
+    pub fn watch_kicks(&self, watch: &Watch, token: u64) -> io::Result<()> {
+        watch.add(&self.running.kick, EventSet::IN | EventSet::EDGE_TRIGGERED, token)
+    }
+
     /// Takes note of a kick.
     pub fn acknowledge(&self) {
         // Fails only when there is nothing to take: the counter was read since the event.
@@ -88,7 +97,21 @@ impl Ring {
     pub fn pop(&mut self) -> Result<Option<Request>, RingError> {
         let memory: &Memory = &self.memory;
         let next = self.running.queue.iter(memory).map_err(RingError::Broken)?.next();
-        Ok(next.map(|descriptors| Request { head: descriptors.head_index(), chain: Chain::parse(memory, descriptors) }))
+        let Some(descriptors) = next else { return Ok(None) };
+        let space = self.spare.pop().unwrap_or_default();
+        let head = descriptors.head_index();
+        Ok(Some(Request { head, chain: Chain::parse(memory, descriptors, space) }))
+    }
+
+    /// Whether the driver has added requests that were not taken.
+    pub fn has_more(&self) -> Result<bool, RingError> {
+        let available = self.running.queue.avail_idx(&*self.memory, Ordering::Acquire).map_err(RingError::Broken)?;
+        Ok(available.0 != self.running.queue.next_avail())
+    }
+
+    /// Gives back what [`Ring::pop`] returned, so that the next request needs no space of its own.
+    pub fn recycle(&mut self, chain: Chain) {
+        self.spare.push(chain);
     }
 
     /// Undoes the last `count` calls of [`Ring::pop`].
@@ -133,10 +156,12 @@ impl Ring {
                 return self.interrupt();
             }
             match self.pop()? {
-                Some(request) => {
-                    let written = request.chain.map_or(0, |chain| serve(&memory, &chain));
-                    self.push(request.head, written)?;
+                Some(Request { head, chain: Ok(chain) }) => {
+                    let written = serve(&memory, &chain);
+                    self.recycle(chain);
+                    self.push(head, written)?;
                 }
+                Some(Request { head, chain: Err(_) }) => self.push(head, 0)?,
                 None if self.enable_kicks()? => {}
                 None => return self.interrupt(),
             }

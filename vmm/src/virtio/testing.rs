@@ -5,6 +5,7 @@ use super::device::{GuestMemory, Interrupt, Resources, RunningQueue, VirtioDevic
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -265,7 +266,8 @@ impl<D: VirtioDevice> Driver<D> {
             self.queues.push(side);
         }
         let config_interrupt = Arc::new(CountingInterrupt::default());
-        let resources = Resources { memory: Arc::clone(&self.memory), features, queues, config_interrupt };
+        let memory = Arc::clone(&self.memory);
+        let resources = Resources { memory, features, queues, config_interrupt, ended: Waker::noop().clone() };
         self.device.start(resources).unwrap();
     }
 

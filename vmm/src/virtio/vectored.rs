@@ -1,32 +1,101 @@
 //! System calls that move bytes between a descriptor and scattered guest memory, without a copy of our own.
 #![expect(unsafe_code, reason = "vectored system calls take pointers")]
 
-use super::chain::Slice;
+use super::chain::{Buffer, Memory, Slice};
 use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use vm_memory::volatile_memory::PtrGuardMut;
 
-/// Reads at `offset` into guest memory, as `preadv(2)`.
-pub fn read_at(file: impl AsFd, offset: u64, slices: &[Slice]) -> io::Result<usize> {
-    let offset = file_offset(offset)?;
-    let target = Vector::new(&[], slices);
-    // SAFETY: `target` holds valid regions of guest memory, which stay mapped while the slices are borrowed.
-    retry(|| unsafe { libc::preadv(file.as_fd().as_raw_fd(), target.pointer(), target.count(), offset) })
+/// Pieces of guest memory that one call moves at most: as many as a disk's request has data buffers.
+const PIECES: usize = 256;
+
+/// Reads at `offset` into a range of a buffer, as `preadv(2)`: perhaps less than asked for.
+pub fn read_at(
+    file: impl AsFd,
+    offset: u64,
+    memory: &Memory,
+    buffer: &Buffer,
+    range: Range<usize>,
+) -> io::Result<usize> {
+    let (offset, mut pieces) = (file_offset(offset)?, Pieces::new());
+    pieces.fill(memory, buffer, range)?;
+    // SAFETY: the pieces are valid regions of guest memory, which stays mapped while `memory` is borrowed.
+    retry(|| unsafe { libc::preadv(file.as_fd().as_raw_fd(), pieces.pointer(), pieces.count(), offset) })
 }
 
-/// Writes guest memory at `offset`, as `pwritev(2)`.
-pub fn write_at(file: impl AsFd, offset: u64, slices: &[Slice]) -> io::Result<usize> {
-    let offset = file_offset(offset)?;
-    let source = Vector::new(&[], slices);
+/// The same without waiting for a disk: what the node has in memory. `WouldBlock` when that is nothing; the node starts to
+/// read it then.
+pub fn read_cached_at(
+    file: impl AsFd,
+    offset: u64,
+    memory: &Memory,
+    buffer: &Buffer,
+    range: Range<usize>,
+) -> io::Result<usize> {
+    let (offset, mut pieces) = (file_offset(offset)?, Pieces::new());
+    pieces.fill(memory, buffer, range)?;
+    let (descriptor, flags) = (file.as_fd().as_raw_fd(), libc::RWF_NOWAIT);
     // SAFETY: as in `read_at`.
-    retry(|| unsafe { libc::pwritev(file.as_fd().as_raw_fd(), source.pointer(), source.count(), offset) })
+    retry(|| unsafe { libc::preadv2(descriptor, pieces.pointer(), pieces.count(), offset, flags) })
+}
+
+/// Writes a range of a buffer at `offset`, as `pwritev(2)`: perhaps less than asked for.
+pub fn write_at(
+    file: impl AsFd,
+    offset: u64,
+    memory: &Memory,
+    buffer: &Buffer,
+    range: Range<usize>,
+) -> io::Result<usize> {
+    let (offset, mut pieces) = (file_offset(offset)?, Pieces::new());
+    pieces.fill(memory, buffer, range)?;
+    // SAFETY: as in `read_at`.
+    retry(|| unsafe { libc::pwritev(file.as_fd().as_raw_fd(), pieces.pointer(), pieces.count(), offset) })
 }
 
 /// Writes `head` and then guest memory as one packet, as `writev(2)`.
 pub fn write_packet(packets: impl AsFd, head: &[u8], slices: &[Slice]) -> io::Result<usize> {
     let source = Vector::new(head, slices);
-    // SAFETY: as in `read_at`; `head` is borrowed for as long, and `writev` only reads.
+    // SAFETY: `source` holds valid regions of guest memory, which stay mapped while the slices are borrowed. `head` is
+    // borrowed for as long, and `writev` only reads.
     retry(|| unsafe { libc::writev(packets.as_fd().as_raw_fd(), source.pointer(), source.count()) })
+}
+
+/// I/O vectors on the stack: a request of a disk shall cost no allocation.
+struct Pieces {
+    vectors: [MaybeUninit<libc::iovec>; PIECES],
+    filled: usize,
+}
+
+impl Pieces {
+    fn new() -> Self {
+        Self { vectors: [MaybeUninit::uninit(); PIECES], filled: 0 }
+    }
+
+    /// Takes as much of the range as fits. Guest memory is never unmapped before the process ends, and its guards do
+    /// nothing for memory that is mapped: the pointers outlive the slices, which borrow `memory` as the caller does.
+    fn fill(&mut self, memory: &Memory, buffer: &Buffer, range: Range<usize>) -> io::Result<()> {
+        let filled = buffer.visit_while(memory, range, |slice| {
+            let guard = slice.ptr_guard_mut();
+            let vector = libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: slice.len() };
+            if let Some(free) = self.vectors.get_mut(self.filled) {
+                free.write(vector);
+                self.filled += 1;
+            }
+            self.filled < PIECES
+        });
+        filled.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+    }
+
+    fn pointer(&self) -> *const libc::iovec {
+        self.vectors.as_ptr().cast()
+    }
+
+    fn count(&self) -> libc::c_int {
+        libc::c_int::try_from(self.filled).unwrap_or(0)
+    }
 }
 
 /// I/O vectors, with what keeps their memory in place.

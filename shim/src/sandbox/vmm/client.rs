@@ -4,13 +4,13 @@
 //! are bounded, what was not asked for is ignored, and what breaks the protocol ends the connection (and with it the VMM).
 
 use super::socket::Socket;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use vmm_protocol::{Answer, Call, Event, Message, Reply, Request, StopReason, decode, encode};
+use vmm_protocol::{Answer, Call, Event, Message, PciAddress, Reply, Request, StopReason, decode, encode};
 
 use super::super::SandboxError;
 use super::super::agent::printable;
@@ -27,6 +27,8 @@ pub(in super::super) struct Client {
 pub(in super::super) struct Said {
     pub agent_ready: bool,
     pub stopped: Option<StopReason>,
+    /// The first failure of each device, for as many devices as a machine has.
+    pub failed: BTreeMap<u32, String>,
     /// Nothing more will be said. Holds what was wrong, if anything.
     pub closed: Option<Option<String>>,
 }
@@ -141,6 +143,15 @@ fn take(shared: &Shared, said: &watch::Sender<Said>, message: Message) {
             }
         }
         Message::Event(Event::AgentReady) => said.send_modify(|said| said.agent_ready = true),
+        Message::Event(Event::DeviceFailed { device, reason }) => {
+            said.send_if_modified(|said| {
+                let first = said.failed.len() < usize::from(PciAddress::SLOTS) && !said.failed.contains_key(&device.0);
+                if first {
+                    said.failed.insert(device.0, reason);
+                }
+                first
+            });
+        }
         Message::Event(Event::Stopped(reason)) => said.send_modify(|said| said.stopped = Some(reason)),
     }
 }

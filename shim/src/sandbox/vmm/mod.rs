@@ -1,6 +1,7 @@
 //! The VMM process and what the shim asks of it.
 
 mod client;
+mod failures;
 mod socket;
 
 use super::SandboxError;
@@ -8,9 +9,11 @@ use super::agent::printable;
 use super::cgroup::Cgroup;
 use super::host::Host;
 use super::process::{Process, Program, packet_pair};
+use super::spec::PodName;
 use client::{Client, Said};
+use failures::Names;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -25,25 +28,31 @@ const DEFAULT: Duration = Duration::from_secs(10);
 /// From the end of the socket to the end of the process.
 const SOCKET_CLOSES: Duration = Duration::from_secs(1);
 
+/// From the moment when the process must end. A thread that waits for a disk cannot be killed before the disk answers.
+const ENDS: Duration = Duration::from_secs(5);
+
 /// A VMM process. Dropping the handle does not end it.
 #[derive(Debug)]
 pub(super) struct Vmm {
     client: Client,
+    names: Names,
     killer: Killer,
     stopped: watch::Receiver<Option<String>>,
 }
 
 impl Vmm {
     /// Starts the process; it waits for [`Self::boot`].
-    pub fn spawn(host: &Host, cgroup: &Cgroup, oom_score: u16) -> Result<Self, SandboxError> {
+    pub fn spawn(host: &Host, cgroup: &Cgroup, oom_score: u16, pod: PodName) -> Result<Self, SandboxError> {
         let (ours, theirs) = packet_pair().map_err(SandboxError::host("create", "the VMM's control socket"))?;
         let program = Program { name: "VMM", path: &host.vmm(), arguments: &[], oom_score };
         let process = Process::spawn(&program, theirs, cgroup)?;
         let client = Client::new(ours).map_err(SandboxError::host("use", "the VMM's control socket"))?;
-        let killer = Killer { process, why: Arc::default() };
+        let killer = Killer { process, why: Arc::new(watch::Sender::new(None)) };
         let (sender, stopped) = watch::channel(None);
         tokio::spawn(supervise(killer.clone(), client.said(), sender));
-        Ok(Self { client, killer, stopped })
+        let names = Names::default();
+        tokio::spawn(failures::log(pod, names.clone(), client.said()));
+        Ok(Self { client, names, killer, stopped })
     }
 
     /// Answered when the guest's vCPUs run.
@@ -78,12 +87,16 @@ impl Vmm {
     ) -> Result<(DeviceId, PciAddress), SandboxError> {
         let operation = format!("attach {name}");
         match self.call(&operation, Call::Attach(device), descriptors, DEFAULT).await? {
-            Answer::Attached { device, address } => Ok((device, address)),
+            Answer::Attached { device, address } => {
+                self.names.insert(device, name);
+                Ok((device, address))
+            }
             Answer::Done => Err(SandboxError::Refused { operation, reason: "its answer names no device".to_owned() }),
         }
     }
 
     pub async fn detach(&self, device: DeviceId) -> Result<(), SandboxError> {
+        self.names.remove(device);
         self.call("detach a device", Call::Detach { device }, &[], DEFAULT).await.map(drop)
     }
 
@@ -140,23 +153,39 @@ impl Vmm {
 #[derive(Clone, Debug)]
 pub(super) struct Killer {
     process: Process,
-    why: Arc<Mutex<Option<String>>>,
+    why: Arc<watch::Sender<Option<String>>>,
 }
 
 impl Killer {
     /// SIGKILL. The first reason is the one that is told.
     pub fn kill(&self, reason: &str) {
-        self.why().get_or_insert_with(|| reason.to_owned());
+        self.why.send_if_modified(|why| {
+            let first = why.is_none();
+            why.get_or_insert_with(|| reason.to_owned());
+            first
+        });
         self.process.kill();
-    }
-
-    fn why(&self) -> MutexGuard<'_, Option<String>> {
-        self.why.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Sees the process to its end and puts the reason together.
-async fn supervise(killer: Killer, mut said: watch::Receiver<Said>, stopped: watch::Sender<Option<String>>) {
+/// Sees the process to its end and puts the reason together. A process that the node's kernel does not let end counts as
+/// ended: its vCPUs run no more.
+async fn supervise(killer: Killer, said: watch::Receiver<Said>, stopped: watch::Sender<Option<String>>) {
+    let mut ended = killer.process.ended();
+    let how = tokio::select! {
+        () = closes(&killer, said.clone()) => ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone()),
+        () = must_end(&killer, said.clone()) => {
+            let pid = killer.process.pid();
+            tracing::error!(pid, "the VMM does not end: the node's kernel holds a thread of it, which a disk that hangs does");
+            Some("the VMM does not end, since a disk of the node hangs".to_owned())
+        }
+    };
+    let (asked, said) = (killer.why.borrow().clone(), said.borrow().clone());
+    stopped.send_replace(Some(reason(asked, said, how)));
+}
+
+/// Returns when the process has ended and has said all that it will.
+async fn closes(killer: &Killer, mut said: watch::Receiver<Said>) {
     let mut ended = killer.process.ended();
     // Its last words come before the end of its socket, and that comes with the end of the process, or before.
     let _ = said.wait_for(|said| said.closed.is_some()).await;
@@ -164,10 +193,17 @@ async fn supervise(killer: Killer, mut said: watch::Receiver<Said>, stopped: wat
         // Nothing can be asked of a VMM that has closed its socket.
         killer.process.kill();
     }
-    let ended = ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
-    let said = said.borrow().clone();
-    let asked = killer.why().take();
-    stopped.send_replace(Some(reason(asked, said, ended)));
+    let _ = ended.wait_for(Option::is_some).await;
+}
+
+/// Returns when the process should have ended for long.
+async fn must_end(killer: &Killer, mut said: watch::Receiver<Said>) {
+    let mut why = killer.why.subscribe();
+    tokio::select! {
+        _ = why.wait_for(Option::is_some) => {}
+        _ = said.wait_for(|said| said.stopped.is_some() || said.closed.is_some()) => {}
+    }
+    tokio::time::sleep(ENDS).await;
 }
 
 fn reason(asked: Option<String>, said: Said, ended: Option<String>) -> String {
@@ -186,7 +222,7 @@ mod tests {
     #[test]
     fn the_first_cause_is_the_reason() {
         let said =
-            |stopped, wrong: Option<&str>| Said { agent_ready: false, stopped, closed: Some(wrong.map(str::to_owned)) };
+            |stopped, wrong: Option<&str>| Said { stopped, closed: Some(wrong.map(str::to_owned)), ..Said::default() };
         let ended = || Some("the VMM was killed by signal 9".to_owned());
         assert_eq!(reason(Some("asked".into()), said(None, None), ended()), "asked");
         assert_eq!(reason(None, said(Some(StopReason::GuestStopped), None), ended()), "the guest stopped");

@@ -9,6 +9,7 @@ mod churn;
 mod containerd_restart;
 mod cri_streams;
 mod direct_volumes;
+mod disks;
 mod escape;
 mod faults;
 mod host_sockets;

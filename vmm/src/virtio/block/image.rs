@@ -1,10 +1,11 @@
 //! Where a disk's bytes are: in one file, or in several that follow each other.
 
 use super::BlockError;
-use super::spec::{SECTOR, Status};
-use crate::virtio::chain::{Buffer, Memory, Slice};
+use super::spec::SECTOR;
+use crate::virtio::chain::{Buffer, Memory};
 use crate::virtio::vectored;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
@@ -20,6 +21,8 @@ pub enum Image {
         length: u64,
         /// The node's kernel tells once that it lost something that was written, and then forgets.
         lossy: AtomicBool,
+        /// Its file system cannot read without waiting.
+        always_waits: AtomicBool,
     },
     /// Regular files that are never written. Between one's end and the next one's start the disk reads as zeroes.
     Parts(Vec<Part>),
@@ -57,7 +60,8 @@ impl Image {
         if length == 0 || !length.is_multiple_of(SECTOR) {
             return Err(BlockError::Length(length));
         }
-        Ok(Self::File { file, length, lossy: AtomicBool::new(false) })
+        let (lossy, always_waits) = Default::default();
+        Ok(Self::File { file, length, lossy, always_waits })
     }
 
     /// A disk of parts, each of the size that it has now.
@@ -84,66 +88,137 @@ impl Image {
         }
     }
 
-    /// The file that may be written.
-    pub fn writable(&self) -> Result<&File, Status> {
-        match self {
-            Self::File { file, lossy, .. } if !lossy.load(Ordering::Relaxed) => Ok(file),
-            _ => Err(Status::IoError),
+    /// Fills the bytes `range` of a buffer, of which the first byte is at `offset` of the disk. What is read is within the
+    /// disk.
+    pub fn read(&self, memory: &Memory, buffer: &Buffer, range: Range<usize>, offset: u64) -> io::Result<()> {
+        let filled = self.fill(memory, buffer, range.clone(), offset, |file, at, range| {
+            vectored::read_at(file, at, memory, buffer, range)
+        })?;
+        if filled < range.len() { Err(cut()) } else { Ok(()) }
+    }
+
+    /// The same without waiting for the node's disks. Returns how many bytes were there; the node reads the others
+    /// meanwhile.
+    pub fn read_cached(&self, memory: &Memory, buffer: &Buffer, length: usize, offset: u64) -> io::Result<usize> {
+        let Self::File { always_waits, .. } = self else { return Ok(0) };
+        if always_waits.load(Ordering::Relaxed) {
+            return Ok(0);
+        }
+        let result = self.fill(memory, buffer, 0..length, offset, |file, at, range| {
+            match vectored::read_cached_at(file, at, memory, buffer, range) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                result => result,
+            }
+        });
+        match result {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                always_waits.store(true, Ordering::Relaxed);
+                Ok(0)
+            }
+            result => result,
+        }
+    }
+
+    /// Writes the bytes `range` of a buffer at `offset` of the disk.
+    pub fn write(&self, memory: &Memory, buffer: &Buffer, range: Range<usize>, offset: u64) -> io::Result<()> {
+        let (file, length) = (self.writable()?, range.len());
+        let written = transfer(range, offset, |at, range| vectored::write_at(file, at, memory, buffer, range))?;
+        // Without an error no kernel stops early.
+        if written < length { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
+    }
+
+    /// Gives bytes back to the node, or has them read as zeroes. `Unsupported`: the node's file system cannot.
+    pub fn allocate(&self, mode: FallocateFlags, range: Range<u64>) -> io::Result<()> {
+        let file = self.writable()?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let offset = |bytes: u64| libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput);
+        let (start, length) = (offset(range.start)?, offset(range.end - range.start)?);
+        loop {
+            match fallocate(file, mode | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Err(io::ErrorKind::Unsupported.into()),
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
 
     /// Makes what was written durable. When that failed once, it fails for ever, and so does writing: a later success
     /// would say that all is safe.
-    pub fn sync(&self) -> Result<(), Status> {
+    pub fn sync(&self) -> io::Result<()> {
         match self {
-            Self::File { lossy, .. } => self.writable()?.sync_data().map_err(|error| {
-                lossy.store(true, Ordering::Relaxed);
-                tracing::error!(%error, "the node lost something that the guest wrote: its disk takes no more");
-                Status::IoError
-            }),
+            Self::File { lossy, .. } => {
+                self.writable()?.sync_data().inspect_err(|_| lossy.store(true, Ordering::Relaxed))
+            }
             Self::Parts(_) => Ok(()),
         }
     }
 
-    /// Fills the first `length` bytes of a buffer. The range from `offset` on is within the disk.
-    pub fn read(&self, memory: &Memory, buffer: &Buffer, length: usize, offset: u64) -> Result<(), Status> {
+    /// The file that may be written.
+    fn writable(&self) -> io::Result<&File> {
+        match self {
+            Self::File { file, lossy, .. } if !lossy.load(Ordering::Relaxed) => Ok(file),
+            _ => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        }
+    }
+
+    /// Has `call` fill a buffer file by file. Stops at its first 0; returns how far it came.
+    fn fill(
+        &self,
+        memory: &Memory,
+        buffer: &Buffer,
+        range: Range<usize>,
+        offset: u64,
+        call: impl Fn(&File, u64, Range<usize>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         let mut done = 0;
-        while done < length {
-            let rest = length - done;
-            let at_most = |bytes: u64| usize::try_from(bytes).map_or(rest, |bytes| bytes.min(rest));
+        while done < range.len() {
+            let rest = range.start + done..range.end;
+            let at_most = |bytes: u64| usize::try_from(bytes).map_or(rest.len(), |bytes| bytes.min(rest.len()));
             match self.piece(offset + done as u64)? {
                 Piece::Of(file, at, bytes) => {
-                    let range = done..done + at_most(bytes);
-                    done = range.end;
-                    transfer(memory, buffer, range, at, |at, to| vectored::read_at(file, at, to))?;
+                    let piece = rest.start..rest.start + at_most(bytes);
+                    let wanted = piece.len();
+                    let count = transfer(piece, at, |at, range| call(file, at, range))?;
+                    done += count;
+                    if count < wanted {
+                        break;
+                    }
                 }
                 Piece::Zeroes(bytes) => {
                     // Shorter than a page: parts start at pages.
                     let zeroes = vec![0; at_most(bytes)];
-                    buffer.copy_from(memory, done, &zeroes).map_err(|_| Status::IoError)?;
+                    buffer.copy_from(memory, rest.start, &zeroes).map_err(io::Error::other)?;
                     done += zeroes.len();
                 }
             }
         }
-        Ok(())
+        Ok(done)
     }
 
-    fn piece(&self, offset: u64) -> Result<Piece<'_>, Status> {
+    fn piece(&self, offset: u64) -> io::Result<Piece<'_>> {
         let parts = match self {
             Self::File { file, length, .. } => return Ok(Piece::Of(file, offset, length.saturating_sub(offset))),
             Self::Parts(parts) => parts,
         };
         let next = parts.partition_point(|part| part.place.start <= offset);
         // The first one starts at 0.
-        let part = next.checked_sub(1).and_then(|index| parts.get(index)).ok_or(Status::IoError)?;
+        let part = next.checked_sub(1).and_then(|index| parts.get(index)).ok_or_else(cut)?;
         if offset < part.place.end {
             return Ok(Piece::Of(&part.file, offset - part.place.start, part.place.end - offset));
         }
         match parts.get(next).map_or_else(|| self.length(), |next| next.place.start).checked_sub(offset) {
             Some(zeroes) if zeroes > 0 => Ok(Piece::Zeroes(zeroes)),
-            _ => Err(Status::IoError),
+            _ => Err(cut()),
         }
     }
+}
+
+/// A file that ends early was cut while in use.
+fn cut() -> io::Error {
+    io::ErrorKind::UnexpectedEof.into()
 }
 
 fn access(file: &File) -> Result<OFlag, BlockError> {
@@ -151,27 +226,21 @@ fn access(file: &File) -> Result<OFlag, BlockError> {
     Ok(OFlag::from_bits_retain(flags & libc::O_ACCMODE))
 }
 
-/// Moves the bytes `range` of a buffer, in as many calls as the kernel needs. A file that ends early is an error: it
-/// was cut while in use.
-pub fn transfer(
-    memory: &Memory,
-    buffer: &Buffer,
+/// Moves the bytes `range` of a buffer, in as many calls as the kernel needs. Returns how many were moved until a call
+/// moved none.
+fn transfer(
     range: Range<usize>,
-    mut offset: u64,
-    mut call: impl FnMut(u64, &[Slice]) -> io::Result<usize>,
-) -> Result<(), Status> {
-    let mut start = range.start;
-    while start < range.end {
-        let slices = buffer.slices(memory, start..range.end).map_err(|_| Status::IoError)?;
-        match call(offset, &slices) {
-            Ok(count) if count > 0 => {
-                start += count;
-                offset += count as u64;
-            }
-            _ => return Err(Status::IoError),
+    offset: u64,
+    mut call: impl FnMut(u64, Range<usize>) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut done = 0;
+    while done < range.len() {
+        match call(offset + done as u64, range.start + done..range.end)? {
+            0 => break,
+            count => done += count,
         }
     }
-    Ok(())
+    Ok(done)
 }
 
 #[cfg(test)]
@@ -182,10 +251,12 @@ mod tests {
     fn a_disk_that_lost_a_write_takes_no_more() {
         // It takes every write, and makes none durable.
         let file = File::options().read(true).write(true).open("/dev/null").unwrap();
-        let image = Image::File { file, length: SECTOR, lossy: AtomicBool::new(false) };
+        let (lossy, always_waits) = Default::default();
+        let image = Image::File { file, length: SECTOR, lossy, always_waits };
         assert!(image.writable().is_ok());
-        image.sync().unwrap_err();
-        image.writable().unwrap_err();
-        image.sync().unwrap_err();
+        assert!(image.sync().unwrap_err().raw_os_error().is_some());
+        for error in [image.writable().unwrap_err(), image.sync().unwrap_err()] {
+            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! virtio-blk: a raw disk in a file or on a block device of the host, or a read-only one of several files.
 //!
 //! The image's format is never probed: what a guest writes to its first sectors must not make the host open other
-//! files. Requests are carried out one after the other on the device's thread.
+//! files. Each queue has a thread.
 
+mod disk;
 mod image;
 mod request;
 mod spec;
@@ -11,9 +12,12 @@ mod tests;
 mod worker;
 
 use super::device::{DeviceTraits, Resources, StartError, VirtioDevice, read_config_bytes};
+use super::failure::Reporter;
 use super::ring::Ring;
-use super::service::ServiceThread;
 use super::throttle::Throttle;
+use crate::jail::ThreadKind;
+use crate::worker::Worker;
+use disk::Disk;
 use image::Image;
 use request::Limits;
 use spec::{CONFIG_LENGTH, DEVICE_TYPE, QUEUE_SIZE, SECTOR};
@@ -22,14 +26,15 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_queue::Queue;
 use vmm_protocol::{MAX_PARTS, RateLimit};
-use worker::Disk;
+use worker::Requests;
 
-const REQUEST_QUEUE: usize = 0;
+/// Most queues of a disk: more threads do not make a node's disk faster.
+pub const MAX_QUEUES: u16 = 4;
 
 /// Why a file cannot be a disk.
 #[derive(Debug, thiserror::Error)]
@@ -50,57 +55,101 @@ pub enum BlockError {
     Parts(usize),
 }
 
+/// What a disk is, besides its content.
+#[derive(Debug, Default)]
+pub struct Options {
+    pub limit: RateLimit,
+    /// Queues, each with a thread, up to [`MAX_QUEUES`]; 0 is one.
+    pub queues: u16,
+    /// Told when the node fails the disk.
+    pub reporter: Option<Reporter>,
+}
+
 #[derive(Debug)]
 pub struct Block {
-    image: Arc<Image>,
-    limits: Limits,
-    /// Outlives resets, with which a guest could begin anew else.
-    throttle: Option<Arc<Mutex<Throttle>>>,
+    disk: Arc<Disk>,
+    queues: &'static [u16],
     config: [u8; CONFIG_LENGTH],
-    thread: ServiceThread<Disk>,
+    workers: Vec<Worker<Requests>>,
 }
 
 impl Block {
     /// A disk of the size that `image` has now.
-    pub fn new(image: File, read_only: bool, rate: RateLimit) -> Result<Self, BlockError> {
-        Ok(Self::of(Image::file(image, read_only)?, read_only, rate))
+    pub fn new(image: File, read_only: bool, options: Options) -> Result<Self, BlockError> {
+        Ok(Self::of(Image::file(image, read_only)?, read_only, options))
     }
 
     /// A read-only disk of several files: `docs/protocols/vmm.md` has the layout.
-    pub fn layers(parts: Vec<File>, rate: RateLimit) -> Result<Self, BlockError> {
-        Ok(Self::of(Image::parts(parts)?, true, rate))
+    pub fn layers(parts: Vec<File>, options: Options) -> Result<Self, BlockError> {
+        Ok(Self::of(Image::parts(parts)?, true, options))
     }
 
-    fn of(image: Image, read_only: bool, rate: RateLimit) -> Self {
+    fn of(image: Image, read_only: bool, options: Options) -> Self {
         let limits = Limits { sectors: image.length() / SECTOR, read_only };
-        let config = spec::config(limits.sectors);
-        let limited = rate != RateLimit::default();
-        let throttle = limited.then(|| Arc::new(Mutex::new(Throttle::new(rate, Instant::now()))));
-        Self { image: Arc::new(image), limits, throttle, config, thread: ServiceThread::default() }
+        let queues = options.queues.clamp(1, MAX_QUEUES);
+        let config = spec::config(limits.sectors, queues);
+        let limited = options.limit != RateLimit::default();
+        let throttle = limited.then(|| Mutex::new(Throttle::new(options.limit, Instant::now())));
+        let disk = Disk { image, limits, throttle, reporter: options.reporter };
+        let queues = &[QUEUE_SIZE; MAX_QUEUES as usize][..usize::from(queues)];
+        Self { disk: Arc::new(disk), queues, config, workers: Vec::new() }
     }
 }
 
 impl VirtioDevice for Block {
     fn traits(&self) -> DeviceTraits {
         let mut features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
-        if self.limits.read_only {
+        if self.disk.limits.read_only {
             features |= 1 << VIRTIO_BLK_F_RO;
         } else {
             features |= 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
         }
-        DeviceTraits { device_type: DEVICE_TYPE, features, queue_sizes: &[QUEUE_SIZE] }
+        if self.queues.len() > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
+        }
+        DeviceTraits { device_type: DEVICE_TYPE, features, queue_sizes: self.queues }
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         read_config_bytes(&self.config, offset, data);
     }
 
+    /// The driver may leave queues disabled, but not all.
     fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
-        let ring = Ring::take(&mut resources, REQUEST_QUEUE)?;
-        self.thread.start(ring, Disk::new(Arc::clone(&self.image), self.limits, self.throttle.clone()))
+        let enabled: Vec<_> = (0..resources.queues.len()).filter(|index| resources.queues[*index].is_some()).collect();
+        if enabled.is_empty() {
+            return Err(StartError::QueueDisabled(0));
+        }
+        for index in enabled {
+            let requests = Requests::new(Ring::take(&mut resources, index)?, Arc::clone(&self.disk));
+            let worker = Worker::spawn_telling(ThreadKind::Block, requests, resources.ended.clone());
+            // Those that run end at the reset that the driver is told to make.
+            self.workers.push(worker.map_err(StartError::Worker)?);
+        }
+        Ok(())
+    }
+
+    fn request_stop(&mut self) -> bool {
+        let mut all = true;
+        // Every one is asked, and none is waited for.
+        for worker in &self.workers {
+            all &= worker.request_stop().unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot stop a disk's thread");
+                false
+            });
+        }
+        all
     }
 
     fn stop(&mut self) -> Vec<Option<Queue>> {
-        vec![self.thread.stop()]
+        self.request_stop();
+        let stopped = self.workers.drain(..).map(|worker| {
+            worker
+                .stop()
+                .inspect_err(|error| tracing::error!(%error, "cannot end a disk's thread"))
+                .ok()
+                .map(Requests::into_queue)
+        });
+        stopped.collect()
     }
 }

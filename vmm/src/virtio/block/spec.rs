@@ -44,12 +44,13 @@ pub enum Status {
     Unsupported = 2,
 }
 
-pub fn config(sectors: u64) -> [u8; CONFIG_LENGTH] {
+pub fn config(sectors: u64, queues: u16) -> [u8; CONFIG_LENGTH] {
     let mut config = [0; CONFIG_LENGTH];
     let mut put = |offset: usize, bytes: &[u8]| config[offset..offset + bytes.len()].copy_from_slice(bytes);
     put(0, &sectors.to_le_bytes());
     put(12, &SEGMENTS_MAX.to_le_bytes());
     put(20, &BLOCK_SIZE.to_le_bytes());
+    put(34, &queues.to_le_bytes());
     put(36, &RANGE_SECTORS_MAX.to_le_bytes()); // discard
     put(40, &RANGES_MAX.to_le_bytes());
     put(44, &1_u32.to_le_bytes()); // alignment, in sectors

@@ -7,6 +7,7 @@ use std::num::NonZeroU32;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
+mod batches;
 mod parts;
 
 const READ: u32 = 0;
@@ -34,7 +35,7 @@ impl Fixture {
     fn new(read_only: bool) -> Self {
         let image = tempfile::tempfile().unwrap();
         image.set_len(SECTORS * SECTOR).unwrap();
-        let block = Block::new(image.try_clone().unwrap(), read_only, RateLimit::default()).unwrap();
+        let block = Block::new(image.try_clone().unwrap(), read_only, Options::default()).unwrap();
         Self { driver: Driver::start(block, EVENT_INDEX), image }
     }
 
@@ -312,19 +313,19 @@ fn unusable_images_are_refused() {
         file.set_len(length).unwrap();
         file
     };
-    assert!(matches!(Block::new(image(0), true, RateLimit::default()), Err(BlockError::Length(0))));
-    assert!(matches!(Block::new(image(1000), true, RateLimit::default()), Err(BlockError::Length(1000))));
-    assert!(matches!(Block::new(File::open("/").unwrap(), true, RateLimit::default()), Err(BlockError::Type)));
-    assert!(matches!(Block::new(File::open("/dev/null").unwrap(), true, RateLimit::default()), Err(BlockError::Type)));
+    assert!(matches!(Block::new(image(0), true, Options::default()), Err(BlockError::Length(0))));
+    assert!(matches!(Block::new(image(1000), true, Options::default()), Err(BlockError::Length(1000))));
+    assert!(matches!(Block::new(File::open("/").unwrap(), true, Options::default()), Err(BlockError::Type)));
+    assert!(matches!(Block::new(File::open("/dev/null").unwrap(), true, Options::default()), Err(BlockError::Type)));
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
     File::create(&path).unwrap().set_len(512).unwrap();
     assert!(matches!(
-        Block::new(File::open(&path).unwrap(), false, RateLimit::default()),
+        Block::new(File::open(&path).unwrap(), false, Options::default()),
         Err(BlockError::Mode("writing"))
     ));
     let write_only = File::options().write(true).open(&path).unwrap();
-    assert!(matches!(Block::new(write_only, true, RateLimit::default()), Err(BlockError::Mode("reading"))));
+    assert!(matches!(Block::new(write_only, true, Options::default()), Err(BlockError::Mode("reading"))));
 }
 
 #[test]
@@ -344,7 +345,7 @@ fn a_limited_disk_is_as_slow_as_it_is_to_be_and_no_reset_makes_it_faster() {
     let image = tempfile::tempfile().unwrap();
     image.set_len(SECTORS * SECTOR).unwrap();
     let limit = RateLimit { operations_per_second: NonZeroU32::new(20), ..RateLimit::default() };
-    let block = Block::new(image.try_clone().unwrap(), false, limit).unwrap();
+    let block = Block::new(image.try_clone().unwrap(), false, Options { limit, ..Options::default() }).unwrap();
     let mut disk = Fixture { driver: Driver::start(block, EVENT_INDEX), image };
     let read = |disk: &mut Fixture, count| {
         for _ in 0..count {

@@ -1,125 +1,127 @@
-//! Carries out requests of virtio-blk.
+//! Serves one queue of a disk.
+//!
+//! Requests are carried out one after the other, by system calls of this thread: for what the node has in memory nothing is
+//! cheaper (docs/adr/0016). Where several wait, those whose data the node must fetch are only begun, and finished when
+//! all have been looked at: the node's disk works on all of them at once, and what is in memory does not wait for it.
 
-use super::image::{Image, transfer};
-use super::request::{Data, Limits, Request};
-use super::spec::{HEADER_LENGTH, ID_LENGTH, Status};
+use super::disk::{Disk, Progress, Reading};
 use crate::jail::ThreadKind;
-use crate::virtio::chain::{Chain, Memory};
-use crate::virtio::service::Service;
-use crate::virtio::throttle::Throttle;
-use crate::virtio::vectored;
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
-use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use crate::virtio::chain::Chain;
+use crate::virtio::device::GuestMemory;
+use crate::virtio::ring::{Request, Ring, RingError};
+use crate::worker::{Handler, Watch};
+use std::collections::VecDeque;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use virtio_queue::Queue;
+use vmm_sys_util::epoll::EventSet;
 
-/// What every disk calls itself; the guest tells disks apart by their PCI address.
-const ID: &[u8] = b"bulkhead";
+const KICK: u64 = 0;
 
 #[derive(Debug)]
-pub struct Disk {
-    image: Arc<Image>,
-    limits: Limits,
-    throttle: Option<Arc<Mutex<Throttle>>>,
+pub struct Requests {
+    ring: Ring,
+    memory: GuestMemory,
+    disk: Arc<Disk>,
+    /// Begun and not finished, the oldest first.
+    begun: VecDeque<Begun>,
 }
 
-impl Disk {
-    pub fn new(image: Arc<Image>, limits: Limits, throttle: Option<Arc<Mutex<Throttle>>>) -> Self {
-        Self { image, limits, throttle }
+#[derive(Debug)]
+struct Begun {
+    head: u16,
+    chain: Chain,
+    reading: Reading,
+}
+
+impl Requests {
+    pub fn new(ring: Ring, disk: Arc<Disk>) -> Self {
+        let memory = Arc::clone(ring.memory());
+        Self { ring, memory, disk, begun: VecDeque::new() }
     }
 
-    fn throttle(&self) -> Option<MutexGuard<'_, Throttle>> {
-        Some(self.throttle.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn into_queue(self) -> Queue {
+        self.ring.into_queue()
     }
 
-    /// Answers a request; `None` if it has no place for a status.
-    fn answer(&self, memory: &Memory, chain: &Chain) -> Option<u32> {
-        let data_length = chain.writable.len().checked_sub(1)?;
-        let (status, written) = match self.execute(memory, chain, data_length) {
-            Ok(written) => (Status::Ok, written),
-            Err(status) => (status, 0),
-        };
-        chain.writable.copy_from(memory, data_length, &[status as u8]).ok()?;
-        u32::try_from(written + 1).ok()
-    }
-
-    /// Carries a request out and returns how many bytes of data it wrote to guest memory.
-    fn execute(&self, memory: &Memory, chain: &Chain, wanted: usize) -> Result<usize, Status> {
-        let mut header = [0; HEADER_LENGTH];
-        chain.readable.copy_to(memory, 0, &mut header).map_err(|_| Status::IoError)?;
-        let data = Data { sent: chain.readable.len() - HEADER_LENGTH, wanted };
-        let request = Request::parse(header, data, self.limits, |length| {
-            let mut ranges = vec![0; length];
-            chain.readable.copy_to(memory, HEADER_LENGTH, &mut ranges).ok()?;
-            Some(ranges)
-        })?;
-        match request {
-            Request::Read { offset } => {
-                self.image.read(memory, &chain.writable, wanted, offset)?;
-                return Ok(wanted);
-            }
-            Request::Write { offset } => {
-                let data = HEADER_LENGTH..chain.readable.len();
-                let file = self.image.writable()?;
-                transfer(memory, &chain.readable, data, offset, |at, of| vectored::write_at(file, at, of))?;
-            }
-            Request::Flush => self.image.sync()?,
-            Request::Identify => {
-                let mut id = [0; ID_LENGTH];
-                id[..ID.len()].copy_from_slice(ID);
-                let length = wanted.min(ID_LENGTH);
-                chain.writable.copy_from(memory, 0, &id[..length]).map_err(|_| Status::IoError)?;
-                return Ok(length);
-            }
-            Request::Discard(ranges) => {
-                for range in ranges {
-                    self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, range)?;
-                }
-            }
-            Request::WriteZeroes(ranges) => {
-                for zeroes in ranges {
-                    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE;
-                    let mode = if zeroes.unmap { punch } else { FallocateFlags::FALLOC_FL_ZERO_RANGE };
-                    self.allocate(mode, zeroes.range)?;
-                }
-            }
-        }
-        Ok(0)
-    }
-
-    fn allocate(&self, mode: FallocateFlags, range: Range<u64>) -> Result<(), Status> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let offset = |bytes: u64| libc::off_t::try_from(bytes).map_err(|_| Status::IoError);
-        let (start, length) = (offset(range.start)?, offset(range.end - range.start)?);
-        let file = self.image.writable()?;
+    fn serve(&mut self, watch: &Watch) -> Result<(), RingError> {
+        self.ring.disable_kicks()?;
+        // A driver that adds requests as fast as they are served must not keep the thread from its stop event.
+        let mut left = self.ring.size();
         loop {
-            match fallocate(file, mode | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length) {
-                Ok(()) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                // The guest's kernel writes zeroes itself then.
-                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Err(Status::Unsupported),
-                Err(_) => return Err(Status::IoError),
+            // The guest decides how long a ring full of requests takes, and who stops us is the main thread.
+            while left > 0 && !watch.is_stopping() && !watch.is_paused() {
+                let Some(request) = self.ring.pop()? else { break };
+                left -= 1;
+                self.begin(request)?;
+                if let Some(moment) = self.disk.next() {
+                    watch.pause_until(moment);
+                }
+            }
+            if let Some(begun) = self.begun.pop_front() {
+                // What is done need not wait for this one.
+                self.ring.interrupt()?;
+                self.finish(begun)?;
+            } else if watch.is_stopping() || watch.is_paused() {
+                return self.ring.interrupt();
+            } else if left == 0 {
+                self.ring.kick();
+                return self.ring.interrupt();
+            } else if !self.ring.enable_kicks()? {
+                return self.ring.interrupt();
             }
         }
     }
-}
 
-impl Service for Disk {
-    const THREAD: ThreadKind = ThreadKind::Block;
-
-    fn serve(&mut self, memory: &Memory, chain: &Chain) -> u32 {
-        if let Some(mut throttle) = self.throttle() {
-            // Header and status are counted with the data: no rate is that exact.
-            let bytes = chain.readable.len() + chain.writable.len();
-            throttle.count(bytes as u64, Instant::now());
+    fn begin(&mut self, Request { head, chain }: Request) -> Result<(), RingError> {
+        let Ok(chain) = chain else { return self.ring.push(head, 0) };
+        // Only a hostile driver offers what it has not got back. Its buffers are in use.
+        if self.begun.iter().any(|begun| begun.head == head) {
+            return self.ring.push(head, 0);
         }
-        self.answer(memory, chain).unwrap_or(0)
+        let others = !self.begun.is_empty() || self.ring.has_more()?;
+        match self.disk.begin(&self.memory, &chain, others) {
+            Progress::Done(written) => {
+                self.ring.recycle(chain);
+                self.ring.push(head, written)
+            }
+            Progress::Reads(reading) => {
+                self.begun.push_back(Begun { head, chain, reading });
+                Ok(())
+            }
+        }
     }
 
-    fn next(&self) -> Option<Instant> {
-        self.throttle()?.next(Instant::now())
+    fn finish(&mut self, Begun { head, chain, reading }: Begun) -> Result<(), RingError> {
+        let written = self.disk.finish(&self.memory, &chain, reading);
+        self.ring.recycle(chain);
+        self.ring.push(head, written)
+    }
+}
+
+impl Handler for Requests {
+    fn begin(&mut self, watch: &Watch) -> io::Result<()> {
+        self.ring.watch_kicks(watch, KICK)?;
+        if let Some(moment) = self.disk.next() {
+            watch.pause_until(moment);
+        }
+        // The driver may have kicked before anybody listened.
+        self.ring.kick();
+        Ok(())
+    }
+
+    fn handle(&mut self, _token: u64, _events: EventSet, watch: &Watch) -> ControlFlow<()> {
+        self.resume(watch)
+    }
+
+    fn resume(&mut self, watch: &Watch) -> ControlFlow<()> {
+        match self.serve(watch) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                error.report(ThreadKind::Block);
+                ControlFlow::Break(())
+            }
+        }
     }
 }

@@ -22,7 +22,7 @@ fn descriptor(address: u64, length: u32, flags: u16) -> RawDescriptor {
 /// Parses a chain of these descriptors, linked in order.
 fn parse(memory: &Memory, descriptors: &[RawDescriptor]) -> Result<Chain, ChainError> {
     let queue = MockSplitQueue::new(memory, 1 << 11);
-    Chain::parse(memory, queue.build_desc_chain(descriptors).unwrap())
+    Chain::parse(memory, queue.build_desc_chain(descriptors).unwrap(), Chain::default())
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_chain_that_leads_out_of_the_table_is_refused() {
     let queue = MockSplitQueue::new(&memory, 16);
     let part = RawDescriptor::from(Descriptor::new(0x8_0000, 1, NEXT, 16));
     let chain = queue.build_multiple_desc_chains(&[part]).unwrap();
-    assert_eq!(Chain::parse(&memory, chain).unwrap_err(), ChainError::Cut);
+    assert_eq!(Chain::parse(&memory, chain, Chain::default()).unwrap_err(), ChainError::Cut);
 }
 
 #[test]

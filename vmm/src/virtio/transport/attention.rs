@@ -1,7 +1,9 @@
 //! How vCPU threads ask the main thread for work.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Wake, Waker};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const ROUTES: u64 = 1 << 63;
@@ -43,6 +45,11 @@ impl Attention {
         self.want(1 << (slot % 32));
     }
 
+    /// Lets the threads of a slot's device ask for service too.
+    pub fn waker(self: &Arc<Self>, slot: u8) -> Waker {
+        Waker::from(Arc::new(Slot { attention: Arc::clone(self), slot }))
+    }
+
     pub fn want_routes(&self) {
         self.want(ROUTES);
     }
@@ -61,6 +68,18 @@ impl Attention {
         // The event first: bits that are set after it raise it again. Nothing to read is fine.
         let _ = self.event.read();
         Wanted(self.wanted.swap(0, Ordering::AcqRel))
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    attention: Arc<Attention>,
+    slot: u8,
+}
+
+impl Wake for Slot {
+    fn wake(self: Arc<Self>) {
+        self.attention.want_service(self.slot);
     }
 }
 

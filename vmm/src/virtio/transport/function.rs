@@ -5,7 +5,7 @@ use super::common::{CommonRegisters, Due, NO_VECTOR, QueueRegisters};
 use super::interrupt::{ConfigChange, ConfigInterrupt, NoInterrupt};
 use super::layout::{self, BAR_SIZE, NOTIFY_MULTIPLIER, Region};
 use crate::pci::{self, ConfigSpace, MMIO_WINDOW, Msix, Vector};
-use crate::virtio::device::{GuestMemory, Interrupt, Resources, RunningQueue, VirtioDevice};
+use crate::virtio::device::{DeviceTraits, GuestMemory, Interrupt, Resources, RunningQueue, StartError, VirtioDevice};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -98,20 +98,22 @@ impl VirtioFunction {
         let mut inner = self.lock();
         match inner.common.due() {
             Some(Due::Start) => self.start(&mut inner),
-            Some(Due::Reset) => {
-                inner.stop();
-                inner.common.reset();
-            }
-            None => {}
+            // A device whose I/O hangs asks for service when it ends; until then its memory is not the driver's again.
+            Some(Due::Reset) if inner.stop() => inner.common.reset(),
+            Some(Due::Reset) | None => {}
         }
         self.place_doorbells(&mut inner, doorbells);
     }
 
-    /// Stops the device for good: the function has left the bus.
-    pub fn retire(&self, doorbells: &dyn Doorbells) {
+    /// Takes the device out for good: the function has left the bus. The device is asked to stop; how long that takes is
+    /// the caller's concern.
+    pub fn retire(&self, doorbells: &dyn Doorbells) -> Box<dyn VirtioDevice> {
         let mut inner = self.lock();
-        inner.stop();
+        inner.running = false;
         self.place_doorbells(&mut inner, doorbells);
+        let mut device = std::mem::replace(&mut inner.device, Box::new(Gone));
+        device.request_stop();
+        device
     }
 
     fn start(&self, inner: &mut Inner) {
@@ -146,7 +148,8 @@ impl VirtioFunction {
             let kick = kick.try_clone().map_err(|error| error.to_string())?;
             queues.push(Some(RunningQueue { queue, kick, interrupt: self.interrupt(registers.vector) }));
         }
-        Ok(Resources { memory: Arc::clone(&self.memory), features, queues, config_interrupt })
+        let ended = self.attention.waker(self.slot);
+        Ok(Resources { memory: Arc::clone(&self.memory), features, queues, config_interrupt, ended })
     }
 
     fn interrupt(&self, vector: u16) -> Arc<dyn Interrupt> {
@@ -195,10 +198,37 @@ impl VirtioFunction {
 }
 
 impl Inner {
-    fn stop(&mut self) {
+    /// False when the device needs more time.
+    fn stop(&mut self) -> bool {
         self.running = false;
-        // What the rings hold is the driver's again: it asked for a reset, or is gone.
-        drop(self.device.stop());
+        let ended = self.device.request_stop();
+        if ended {
+            // What the rings hold is the driver's again: it asked for a reset.
+            drop(self.device.stop());
+        }
+        ended
+    }
+}
+
+/// In the place of a device that was taken out, for a vCPU that is inside of the function still.
+#[derive(Debug)]
+struct Gone;
+
+impl VirtioDevice for Gone {
+    fn traits(&self) -> DeviceTraits {
+        DeviceTraits { device_type: 0, features: 0, queue_sizes: &[] }
+    }
+
+    fn read_config(&self, _offset: usize, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn start(&mut self, _resources: Resources) -> Result<(), StartError> {
+        Err(StartError::BackendLost)
+    }
+
+    fn stop(&mut self) -> Vec<Option<Queue>> {
+        Vec::new()
     }
 }
 

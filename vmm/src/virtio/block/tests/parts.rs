@@ -11,7 +11,7 @@ fn file(bytes: &[u8]) -> File {
 }
 
 fn layers(parts: Vec<File>) -> Result<Block, BlockError> {
-    Block::layers(parts, RateLimit::default())
+    Block::layers(parts, Options::default())
 }
 
 /// Every byte tells its part and its place there.

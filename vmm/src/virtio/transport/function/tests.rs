@@ -3,7 +3,7 @@
 use super::*;
 use crate::pci::Function;
 use crate::virtio::device::{DeviceTraits, StartError};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use vm_memory::GuestMemoryMmap;
 
 #[derive(Clone, Debug, Default)]
@@ -23,6 +23,7 @@ impl Log {
 struct Mock {
     log: Log,
     fails: bool,
+    hangs: Arc<AtomicBool>,
     resources: Arc<Mutex<Option<Resources>>>,
 }
 
@@ -42,6 +43,10 @@ impl VirtioDevice for Mock {
         }
         *self.resources.lock().unwrap() = Some(resources);
         Ok(())
+    }
+
+    fn request_stop(&mut self) -> bool {
+        !self.hangs.load(Ordering::Relaxed)
     }
 
     fn stop(&mut self) -> Vec<Option<Queue>> {
@@ -78,6 +83,7 @@ struct Bench {
     attention: Arc<Attention>,
     bells: Bells,
     log: Log,
+    hangs: Arc<AtomicBool>,
     resources: Arc<Mutex<Option<Resources>>>,
 }
 
@@ -91,9 +97,10 @@ fn bench_that(fails: bool) -> Bench {
     let attention = Arc::new(Attention::new().unwrap());
     let log = Log::default();
     let resources = Arc::default();
-    let device = Mock { log: log.clone(), fails, resources: Arc::clone(&resources) };
+    let hangs = Arc::default();
+    let device = Mock { log: log.clone(), fails, hangs: Arc::clone(&hangs), resources: Arc::clone(&resources) };
     let function = VirtioFunction::new(5, Box::new(device), memory, Arc::clone(&attention)).unwrap();
-    let bench = Bench { function, attention, bells: Bells::default(), log, resources };
+    let bench = Bench { function, attention, bells: Bells::default(), log, hangs, resources };
     // Memory decoding on, as the driver does first.
     bench.function.write_config(4, &2_u16.to_le_bytes());
     bench
@@ -243,9 +250,34 @@ fn a_retired_device_is_stopped_and_has_no_doorbells() {
     let bench = bench_that(false);
     bench.drive(0x1000, 0x2000, 0x3000);
     bench.main_thread();
-    bench.function.retire(&bench.bells);
-    assert_eq!(bench.log.take(), ["start", "stop"]);
+    let mut device = bench.function.retire(&bench.bells);
+    assert_eq!(bench.log.take(), ["start"], "whoever retires a device decides who waits for it");
     assert!(bench.bells.placed.lock().unwrap().is_empty());
+    drop(device.stop());
+    assert_eq!(bench.log.take(), ["stop"]);
+    bench.common(STATUS, &[0]);
+    bench.main_thread();
+    assert_eq!(bench.status(), 0, "a vCPU that was inside of the function finds nothing that hurts");
+}
+
+#[test]
+fn a_device_that_hangs_is_not_reset_before_it_ends_and_holds_nobody_up() {
+    let bench = bench_that(false);
+    bench.drive(0x1000, 0x2000, 0x3000);
+    bench.main_thread();
+    bench.hangs.store(true, Ordering::Relaxed);
+    bench.common(STATUS, &[0]);
+    bench.main_thread();
+    assert_eq!((bench.status(), bench.log.take()), (15, vec!["start"]), "its memory is not the driver's again");
+    assert!(bench.bells.placed.lock().unwrap().is_empty());
+    bench.drive(0x1000, 0x2000, 0x3000);
+    bench.main_thread();
+    assert_eq!(bench.log.take(), [""; 0], "it is not started meanwhile");
+    let ended = bench.resources.lock().unwrap().as_ref().unwrap().ended.clone();
+    bench.hangs.store(false, Ordering::Relaxed);
+    ended.wake();
+    bench.main_thread();
+    assert_eq!((bench.status(), bench.log.take()), (0, vec!["stop"]));
 }
 
 #[test]
