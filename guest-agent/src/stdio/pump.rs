@@ -27,8 +27,11 @@ pub(super) async fn run(endpoint: Endpoint, channel: Channel, stream: impl Async
             None => Ok(()),
         },
     };
-    if let Err(error) = result {
-        tracing::debug!(?channel, %error, "stream broke");
+    match result {
+        Ok(()) => {}
+        // How input ends that nobody reads any more.
+        Err(error) if channel == Channel::Stdin => tracing::debug!(%error, "input broke"),
+        Err(error) => tracing::warn!(?channel, %error, "output broke: what was not sent is lost"),
     }
 }
 

@@ -133,9 +133,15 @@ impl Awaited {
     /// All of it: up to the channels' ends.
     pub const END: Self = Self { stdout: u64::MAX, stderr: u64::MAX };
 
+    pub const NOTHING: Self = Self { stdout: 0, stderr: 0 };
+
     fn is_met(&self, output: &Progress) -> bool {
+        output.ended || self.missing(output) == 0
+    }
+
+    fn missing(&self, output: &Progress) -> u64 {
         let bytes = if output.channel == Channel::Stderr { self.stderr } else { self.stdout };
-        output.ended || output.delivered >= bytes
+        bytes.saturating_sub(output.delivered)
     }
 }
 
@@ -164,7 +170,7 @@ impl Copies {
         let report = Report { progress: self.progress.clone(), index };
         let task = tokio::spawn(async move {
             if let Err(error) = output.copy(stream, |bytes| report.delivered(bytes)).await {
-                tracing::debug!(%error, "output ended early");
+                tracing::warn!(?channel, %error, "output ended early");
             }
         });
         lock(&self.outputs).push(task.abort_handle());
@@ -180,6 +186,11 @@ impl Copies {
         let mut progress = self.progress.subscribe();
         let met = progress.wait_for(|outputs| outputs.iter().all(|output| awaited.is_met(output)));
         tokio::time::timeout(limit, met).await.is_ok()
+    }
+
+    /// How many bytes of `written` have not reached the node's ends.
+    pub fn missing(&self, written: Awaited) -> u64 {
+        self.progress.borrow().iter().fold(0, |sum, output| written.missing(output).saturating_add(sum))
     }
 
     /// Stops reading stdin: nobody in the guest reads it any more.

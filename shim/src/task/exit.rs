@@ -46,24 +46,23 @@ pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>, container: &Arc<Container>, 
 struct End {
     exit: Exit,
     awaited: Awaited,
+    /// What the guest says was written. Nothing that is known for a process that was lost.
+    written: Awaited,
 }
 
 impl End {
     /// Lost: what is left of the output ends by itself.
     fn killed() -> Self {
-        Self { exit: Exit::now(Exit::KILLED), awaited: Awaited::END }
+        Self { exit: Exit::now(Exit::KILLED), awaited: Awaited::END, written: Awaited::NOTHING }
     }
 
     /// A container's first process takes all others with it, so that its output ends. An added one may leave children
     /// that hold its output open for good: what it had written itself is what counts. A terminal ends with its session.
     fn told(process: &Process, answer: &WaitResponse) -> Self {
-        let awaited = if process.exec.is_none() || process.stdio.terminal {
-            Awaited::END
-        } else {
-            Awaited { stdout: answer.stdout_bytes, stderr: answer.stderr_bytes }
-        };
+        let written = Awaited { stdout: answer.stdout_bytes, stderr: answer.stderr_bytes };
+        let awaited = if process.exec.is_none() || process.stdio.terminal { Awaited::END } else { written };
         // The node's clock: the guest's says nothing here.
-        Self { exit: Exit::now(answer.exit_status.min(255)), awaited }
+        Self { exit: Exit::now(answer.exit_status.min(255)), awaited, written }
     }
 }
 
@@ -112,7 +111,7 @@ async fn report(pod: &Pod, vm: &dyn MicroVm, container: &Container, process: &Pr
             vm.take_back(&container.id).await;
         }
     };
-    tokio::join!(drain(process, end.awaited), take_back);
+    tokio::join!(drain(process, &end), take_back);
     if process.exec.is_none() {
         let execs = container.execs();
         let running = || execs.iter().filter(|exec| matches!(exec.phase(), Phase::Starting | Phase::Running));
@@ -131,13 +130,17 @@ async fn report(pod: &Pod, vm: &dyn MicroVm, container: &Container, process: &Pr
     tell(pod, container, process, end.exit);
 }
 
-async fn drain(process: &Process, awaited: Awaited) {
+async fn drain(process: &Process, end: &End) {
     let Some(copies) = process.copies() else { return };
     copies.stop_input();
-    if copies.drained(awaited, DRAIN).await {
+    let (container, exec) = (&process.container, process.exec_id());
+    if copies.drained(end.awaited, DRAIN).await {
+        let lost = copies.missing(end.written);
+        if lost > 0 {
+            tracing::error!(%container, exec, lost, "output ended before all of it had arrived");
+        }
         return;
     }
-    let (container, exec) = (&process.container, process.exec_id());
     if process.exec.is_some() {
         // What stays open goes on until the process is deleted.
         tracing::warn!(%container, exec, "output did not arrive or is not read: the exit is told before it");
