@@ -120,8 +120,7 @@ impl Disk {
 
     fn flush(&self) -> Result<(), Status> {
         self.image.sync().map_err(|error| {
-            // A disk that takes nothing more has been told of.
-            if error.kind() != io::ErrorKind::ReadOnlyFilesystem {
+            if !is_refusal(&error) {
                 tracing::error!(%error, "the node lost something that the guest wrote: its disk takes no more");
                 self.report(Failure::LostWrite);
             }
@@ -134,8 +133,7 @@ impl Disk {
         match error.kind() {
             // The guest's kernel writes zeroes itself then.
             io::ErrorKind::Unsupported => return Status::Unsupported,
-            // It was told when it came to that.
-            io::ErrorKind::ReadOnlyFilesystem => {}
+            _ if is_refusal(error) => {}
             _ => self.report(Failure::from(error)),
         }
         Status::IoError
@@ -150,6 +148,11 @@ impl Disk {
     fn throttle(&self) -> Option<MutexGuard<'_, Throttle>> {
         Some(self.throttle.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// A disk that takes nothing more says so without asking the node. It was told when it came to that.
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ReadOnlyFilesystem && error.raw_os_error().is_none()
 }
 
 /// Writes the status of a request whose data are `wanted` bytes long, and returns how much was written in all.

@@ -133,6 +133,18 @@ fn queues_are_served_side_by_side() {
 }
 
 #[test]
+fn an_end_can_be_asked_for_without_waiting() {
+    let (mut disk, _) = with_queues(4);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !disk.driver.device.request_stop() {
+        assert!(Instant::now() < deadline, "its threads never end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(disk.driver.stop().len(), 4);
+    assert!(disk.driver.device.request_stop(), "there is nothing to end");
+}
+
+#[test]
 fn a_disk_that_fails_is_told_of_once() {
     let (mut disk, failures) = with_queues(1);
     assert_eq!(disk.request(READ, SECTORS, &[Part::Writable(DATA, 512)]).0, IO_ERROR);
