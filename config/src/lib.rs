@@ -31,9 +31,8 @@ pub const DISK_OPERATIONS: RangeInclusive<u32> = 10..=1 << 30;
 /// Below this, ids belong to the node's own users.
 const MIN_FIRST_UID: u32 = 100_000;
 
-/// Smallest and largest [`Config::scratch_mib`]: every file system of a node holds sparse files of 8 TiB.
-const MIN_SCRATCH_MIB: u32 = 16;
-const MAX_SCRATCH_MIB: u32 = 8 << 20;
+/// What `scratch_mib` may be, and the annotations that lower it: every file system of a node holds sparse files of 8 TiB.
+pub const SCRATCH_MIB: RangeInclusive<u32> = 16..=8 << 20;
 
 /// The longest file that is read, in bytes.
 const MAX_LENGTH: u64 = 64 * 1024;
@@ -57,7 +56,8 @@ pub struct Config {
     pub host_paths: Vec<PathBuf>,
     /// Stream sockets of the node that pods may connect to, and directories of such.
     pub host_sockets: Vec<PathBuf>,
-    /// Largest writable layer, in MiB, of a container whose root filesystem is disks of layers.
+    /// Largest disk that containers write to, in MiB: an emptyDir's, and the writable layer's of a container whose root
+    /// filesystem is disks of layers.
     pub scratch_mib: u32,
     /// Where kubelet keeps the volumes of pods.
     pub kubelet_directory: PathBuf,
@@ -144,7 +144,7 @@ impl Config {
                 "host_sockets" => config.host_sockets = at.paths("host_sockets")?,
                 "kubelet_directory" => config.kubelet_directory = at.path("kubelet_directory")?,
                 "containerd_directories" => config.containerd_directories = at.paths("containerd_directories")?,
-                "scratch_mib" => config.scratch_mib = at.number("scratch_mib", MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB)?,
+                "scratch_mib" => config.scratch_mib = at.number("scratch_mib", SCRATCH_MIB)?,
                 _ => return Err(ConfigError::UnknownKey { path: path.to_owned(), key: key.clone() }),
             }
         }

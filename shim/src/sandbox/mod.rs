@@ -41,6 +41,7 @@ mod size;
 mod sockets;
 mod spec;
 mod state;
+mod storage;
 mod uid;
 mod vmm;
 mod volumes;
@@ -148,8 +149,9 @@ struct Inner {
     volumes: Places,
     /// What its containers' image layers are attached as.
     layers: tokio::sync::Mutex<layers::Registry>,
-    /// Most of what one container may write to a layer of its own.
-    scratch_mib: u32,
+    empty_dirs: attach::EmptyDirs,
+    /// What its containers may write to disks.
+    limits: storage::Limits,
     vmm: Vmm,
     agent: Agent,
     /// Runs since the first container that needed it.

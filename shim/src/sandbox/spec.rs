@@ -5,14 +5,16 @@ use super::id::SandboxId;
 use super::oci::{Linux, Spec};
 use super::rate::{self, Rate};
 use super::size::{MEMORY, VCPUS, Wanted};
+use super::storage::{self, Storage};
 use crate::identifier::Identifier;
+use bulkhead_config::SCRATCH_MIB;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
 /// Annotations that are ours.
 const PREFIX: &str = "io.bulkhead.";
-const ANNOTATIONS: [&str; 4] = [MEMORY, VCPUS, rate::BYTES, rate::OPERATIONS];
+const ANNOTATIONS: [&str; 6] = [MEMORY, VCPUS, rate::BYTES, rate::OPERATIONS, storage::SCRATCH, storage::EMPTY_DIRS];
 
 /// What Kubernetes calls the pod, as the CRI plugin says it.
 pub const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
@@ -42,6 +44,7 @@ pub struct SandboxSpec {
     pub(super) files: Option<PodFiles>,
     pub(super) size: Wanted,
     pub(super) disk_rate: Rate,
+    pub(super) storage: Storage,
     /// Kernel settings that are to hold in the guest itself.
     pub(super) sysctls: BTreeMap<String, String>,
     /// Relative to the root of the cgroup hierarchy.
@@ -90,6 +93,11 @@ pub enum SpecError {
     UnknownAnnotation(String),
     #[error("annotation {key} must be a number from {low} to {high}, not {found:?}")]
     Annotation { key: &'static str, low: u32, high: u32, found: String },
+    #[error(
+        "annotation {} must be like `cache=100,data=2000`, names of volumes with numbers from {} to {}, not {found:?}",
+        storage::EMPTY_DIRS, SCRATCH_MIB.start(), SCRATCH_MIB.end()
+    )]
+    EmptyDirs { found: String },
     #[error("linux.cgroupsPath {0:?} is not a path below the cgroup hierarchy")]
     CgroupsPath(String),
     #[error("mount {destination}: {reason}")]
@@ -121,6 +129,7 @@ impl SandboxSpec {
             files: None,
             size: Wanted::from_oci(spec, &linux)?,
             disk_rate: Rate::from_oci(spec)?,
+            storage: Storage::from_oci(spec)?,
             netns: netns(&linux),
             sysctls: linux.sysctl,
             cgroup: cgroup::location(&linux.cgroups_path, &id)?,
@@ -159,6 +168,7 @@ pub fn check_annotations(spec: &Spec) -> Result<(), SpecError> {
     annotation(spec, MEMORY, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
     annotation(spec, VCPUS, 1, u32::from(MAX_VCPUS))?;
     Rate::from_oci(spec)?;
+    Storage::from_oci(spec)?;
     Ok(())
 }
 
@@ -226,7 +236,8 @@ mod tests {
                 "io.bulkhead.kernel",
                 "/x",
                 "annotation io.bulkhead.kernel is not known: io.bulkhead.memory_mib, io.bulkhead.vcpus, \
-                 io.bulkhead.disk_mib_per_second, io.bulkhead.disk_operations_per_second are",
+                 io.bulkhead.disk_mib_per_second, io.bulkhead.disk_operations_per_second, io.bulkhead.scratch_mib, \
+                 io.bulkhead.empty_dir_mib are",
             ),
         ];
         for (key, value, sentence) in cases {

@@ -53,7 +53,7 @@ impl Inner {
         container: &Identifier,
         upper: PathBuf,
     ) -> Result<Option<ScratchDisk>, SandboxError> {
-        let (template, limit) = (self.host.scratch_template(), u64::from(self.scratch_mib) << 20);
+        let (template, limit) = (self.host.scratch_template(), self.limits.scratch);
         let what = format!("the writable layer in {}", upper.display());
         let named = what.clone();
         let open = move || scratch::open(&template, &upper, limit).map_err(SandboxError::host("make", &named));

@@ -3,6 +3,7 @@
 mod devices;
 mod direct;
 mod disk;
+mod empty_dirs;
 mod layers;
 mod root;
 mod server;
@@ -12,6 +13,7 @@ mod volumes;
 pub(super) use devices::BlockDevices;
 pub(super) use direct::DirectVolumes;
 pub(super) use disk::Disk;
+pub(super) use empty_dirs::EmptyDirs;
 
 use self::volumes::PlacedMount;
 use super::devices::{BlockDevice, take_block};
@@ -82,6 +84,7 @@ impl Inner {
     pub(super) async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
         self.configuration.detach(container);
         self.release_sockets(container);
+        self.release_parts(container);
         let mut disks = self.containers().remove(container).unwrap_or_default();
         disks.extend(self.release_layers(container).await);
         let alive = self.vmm.stopped().borrow().is_none();

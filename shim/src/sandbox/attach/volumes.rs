@@ -1,4 +1,4 @@
-//! Directories and files of the node: copied into the guest, or mounted where the file server shows them to it.
+//! Directories and files of the node: in the guest itself, or mounted where the file server shows them to it.
 
 use super::super::guest_spec::HostMount;
 use super::super::policy::{ContainerPolicy, Resolved};
@@ -53,7 +53,7 @@ impl Found {
 }
 
 impl Inner {
-    /// Finds the sources of a container's mounts, and copies those into the guest that need no file server.
+    /// Finds the sources of a container's mounts, and makes those volumes in the guest that need no file server.
     pub(super) async fn place_mounts(
         &self,
         container: &Identifier,
@@ -77,6 +77,9 @@ impl Inner {
             let place = match found {
                 Found::Socket(socket) => Some(self.place_socket(container, socket).await?),
                 Found::Direct(direct) => Some(self.place_direct(container, &direct).await?),
+                Found::Other(Looked { empty_dir: Some(found), .. }) => {
+                    self.place_empty_dir(container, &mount, found).await?
+                }
                 Found::Other(looked) => self.configuration.place(container, &mount, &source, looked).await?,
             };
             placed.push(PlacedMount { mount, source, place });

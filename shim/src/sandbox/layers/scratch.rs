@@ -65,12 +65,13 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Bytes of the file system that the image is in: it never promises more. A project's quota shows here too.
-fn capacity(directory: &Path) -> io::Result<u64> {
+pub(in super::super) fn capacity(directory: &Path) -> io::Result<u64> {
     let found = nix::sys::statvfs::statvfs(directory)?;
     Ok(found.blocks().saturating_mul(found.fragment_size()))
 }
 
-fn make(template: &Path, image: &Path, limit: u64) -> io::Result<()> {
+/// A sparse copy of `template`, with `limit` bytes.
+pub(in super::super) fn make(template: &Path, image: &Path, limit: u64) -> io::Result<()> {
     let from = File::open(template)?;
     let length = from.metadata()?.len();
     if length > MAX_TEMPLATE {

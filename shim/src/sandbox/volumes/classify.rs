@@ -10,8 +10,11 @@ const CONFIGURATION: [&str; 4] =
 /// containerd's files for the containers of a pod.
 const OF_SANDBOX: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
+/// kubelet's name for directories that begin empty and end with the pod.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
 /// How a mount's source reaches the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum VolumePlan {
     /// A directory that is copied into the guest's memory, again after each update.
     Pushed,
@@ -19,8 +22,19 @@ pub(super) enum VolumePlan {
     File,
     /// The same, and its content comes back when the container ends.
     Returned,
+    /// A volume of the guest's own, in place of the directory.
+    EmptyDir(EmptyDirPath),
     /// By the file server.
     Shared,
+}
+
+/// An emptyDir of the pod, or something in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct EmptyDirPath {
+    /// The volume's directory on the node.
+    pub volume: PathBuf,
+    /// Empty: all of it.
+    pub below: PathBuf,
 }
 
 /// Where this pod's directories are on the node: real names.
@@ -67,9 +81,28 @@ impl PodPaths {
             (["volume-subpaths", _, _, _], Kind::File) if found.read_only && self.is_configuration(found.origins) => {
                 VolumePlan::File
             }
+            (["volumes", EMPTY_DIR, _, ..], Kind::Directory | Kind::File) => {
+                self.empty_dir(found.path).map_or(VolumePlan::Shared, VolumePlan::EmptyDir)
+            }
+            (["volume-subpaths", _, _, _], Kind::Directory | Kind::File) => {
+                let mut origins = found.origins.iter().filter_map(|origin| self.empty_dir(origin));
+                origins.next().map_or(VolumePlan::Shared, VolumePlan::EmptyDir)
+            }
             (["etc-hosts"], Kind::File) => VolumePlan::File,
             (["containers", _, _], Kind::File) if !found.read_only => VolumePlan::Returned,
             _ => VolumePlan::Shared,
+        }
+    }
+
+    /// Which emptyDir of this pod a name is in.
+    fn empty_dir(&self, path: &Path) -> Option<EmptyDirPath> {
+        let pod = self.pod.as_ref()?;
+        match names(path, pod)?[..] {
+            ["volumes", EMPTY_DIR, name, ref below @ ..] => {
+                let volume = pod.join("volumes").join(EMPTY_DIR).join(name);
+                Some(EmptyDirPath { volume, below: below.iter().collect() })
+            }
+            _ => None,
         }
     }
 
@@ -118,7 +151,9 @@ mod tests {
             ("{pod}/volumes/kubernetes.io~configmap/c", Directory, false, VolumePlan::Shared),
             ("{pod}/volumes/kubernetes.io~configmap/c/..data/sub", Directory, true, VolumePlan::Shared),
             ("{pod}/volumes/kubernetes.io~configmap", Directory, true, VolumePlan::Shared),
-            ("{pod}/volumes/kubernetes.io~empty-dir/e", Directory, true, VolumePlan::Shared),
+            ("{pod}/volumes/kubernetes.io~empty-dir", Directory, true, VolumePlan::Shared),
+            ("{pod}/volumes/kubernetes.io~empty-dir/e", Other, true, VolumePlan::Shared),
+            ("/var/lib/kubelet/pods/u2/volumes/kubernetes.io~empty-dir/e", Directory, false, VolumePlan::Shared),
             ("{pod}/volumes/kubernetes.io~csi/x/mount", Directory, true, VolumePlan::Shared),
             ("{pod}/volumes", Directory, true, VolumePlan::Shared),
             ("{pod}", Directory, true, VolumePlan::Shared),
@@ -152,8 +187,23 @@ mod tests {
         assert_eq!(classify(&bound, Kind::File, true, &[&key]), VolumePlan::File);
         assert_eq!(classify(&bound, Kind::File, false, &[&key]), VolumePlan::Shared);
         assert_eq!(classify(&bound, Kind::Directory, true, &[&key]), VolumePlan::Shared);
-        assert_eq!(classify(&bound, Kind::File, true, &[&other]), VolumePlan::Shared);
+        assert!(matches!(classify(&bound, Kind::File, true, &[&other]), VolumePlan::EmptyDir(_)));
         assert_eq!(classify(&bound, Kind::File, true, &[]), VolumePlan::Shared);
+    }
+
+    #[test]
+    fn an_emptydir_and_a_part_of_it_are_one_volume() {
+        let volume = format!("{POD}/volumes/kubernetes.io~empty-dir/e");
+        let part = |below: &str| VolumePlan::EmptyDir(EmptyDirPath { volume: (&volume).into(), below: below.into() });
+        for read_only in [false, true] {
+            assert_eq!(classify(&volume, Kind::Directory, read_only, &[]), part(""));
+            assert_eq!(classify(&format!("{volume}/a/b"), Kind::Directory, read_only, &[]), part("a/b"));
+        }
+        let bound = format!("{POD}/volume-subpaths/e/web/0");
+        assert_eq!(classify(&bound, Kind::Directory, false, &["/x", &format!("{volume}/a/b")]), part("a/b"));
+        assert_eq!(classify(&bound, Kind::Directory, false, &[&volume]), part(""));
+        let others = "/var/lib/kubelet/pods/u2/volumes/kubernetes.io~empty-dir/e/a";
+        assert_eq!(classify(&bound, Kind::Directory, false, &[others]), VolumePlan::Shared);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Configuration of the pod, copied into the guest's memory instead of shared: a pod that mounts nothing else of the
-//! node needs no file server.
+//! Volumes that the guest has itself, instead of sharing them with the node: a pod that mounts nothing else of the node
+//! needs no file server. Configuration of the pod is copied into the guest's memory.
 //!
 //! ```text
-//! classify   what a mount is, by the real name of its source
+//! look       what a mount is, by the real name of its source; classify has the rules
+//! empty_dir  directories for containers to write to, which are volumes of the guest instead
 //! read       the files of a source, of one version, bounded
 //! push       the agent's calls that give a volume its content
 //! watch      notices that kubelet replaced a version
@@ -11,27 +12,31 @@
 //! A volume is one directory or file of the node, in whichever containers it is mounted, and stays until the pod ends.
 
 mod classify;
+mod empty_dir;
 mod follow;
+mod look;
 mod placed;
 mod push;
 mod read;
 mod returned;
 mod watch;
 
+pub(super) use empty_dir::{EmptyDir, Medium, Owner};
+pub(super) use look::Looked;
+
 use super::agent::Agent;
 use super::attach::blocking;
 use super::file_id::FileId;
 use super::guest_spec::HostMount;
-use super::policy::{ContainerPolicy, Resolved};
+use super::policy::Resolved;
 use super::{SandboxError, SpecError};
 use crate::identifier::Identifier;
 use agent_protocol::{VOLUME_FILE, VOLUMES};
-use classify::{Found, Kind, PodPaths, VolumePlan};
+use classify::VolumePlan;
 use placed::{Placed, Source};
 use read::ReadError;
 use returned::Returned;
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -103,10 +108,10 @@ impl Volumes {
         found: &Resolved,
         looked: Looked,
     ) -> Result<Option<String>, SandboxError> {
-        let Looked { plan, key } = looked;
+        let Looked { plan, key, .. } = looked;
         let source = |kind| Source { path: found.path.clone(), key, kind };
         let placed = match plan {
-            VolumePlan::Shared => return Ok(None),
+            VolumePlan::Shared | VolumePlan::EmptyDir(_) => return Ok(None),
             VolumePlan::Pushed => self.pod.place(source(placed::Kind::Directory)).await,
             VolumePlan::File => self.pod.place(source(placed::Kind::File)).await,
             VolumePlan::Returned => self.place_returned(container, source(placed::Kind::File), found).await,
@@ -116,7 +121,7 @@ impl Volumes {
             self.follow();
         }
         Ok(placed.map(|id| match plan {
-            VolumePlan::Pushed | VolumePlan::Shared => format!("{VOLUMES}/{id}"),
+            VolumePlan::Pushed | VolumePlan::Shared | VolumePlan::EmptyDir(_) => format!("{VOLUMES}/{id}"),
             VolumePlan::File | VolumePlan::Returned => format!("{VOLUMES}/{id}/{VOLUME_FILE}"),
         }))
     }
@@ -258,33 +263,6 @@ impl PlaceError {
                 SpecError::Mount { destination, reason: error.to_string() }.into()
             }
         }
-    }
-}
-
-/// What the source of a mount is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Looked {
-    plan: VolumePlan,
-    key: FileId,
-}
-
-impl Looked {
-    /// Takes as long as the source's file system does.
-    pub fn at(policy: &ContainerPolicy, mount: &HostMount, found: &Resolved) -> Result<Self, SandboxError> {
-        let look = || -> io::Result<Self> {
-            let metadata = File::from(found.fd.try_clone()?).metadata()?;
-            let kind = match metadata.file_type() {
-                kind if kind.is_dir() => Kind::Directory,
-                kind if kind.is_file() => Kind::File,
-                _ => Kind::Other,
-            };
-            let (pod, sandboxes) = (policy.pod.clone(), policy.sandboxes.clone());
-            let origins = if kind == Kind::File { found.other_names()? } else { Vec::new() };
-            let (path, read_only) = (&found.path, mount.options.read_only);
-            let plan = PodPaths { pod, sandboxes }.classify(Found { path, origins: &origins, kind, read_only });
-            Ok(Self { plan, key: FileId::of(&metadata) })
-        };
-        look().map_err(SandboxError::host("look at", &mount.source.display()))
     }
 }
 

@@ -18,9 +18,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Most bytes of one volume's files.
 pub(super) const MAX_VOLUME: u64 = 8 << 20;
+
+/// What reading to the end wants beside the content.
+const SPARE: usize = 64;
 
 /// How often a volume may change while it is read.
 const ATTEMPTS: usize = 3;
@@ -43,7 +47,8 @@ pub(super) struct Entry {
 }
 
 pub(super) enum What {
-    File(Vec<u8>),
+    /// Wiped when it goes.
+    File(Zeroizing<Vec<u8>>),
     Link(PathBuf),
     Directory,
 }
@@ -213,7 +218,9 @@ impl Reading {
             return Err(ReadError::Kind(path));
         }
         let room = MAX_VOLUME - self.tree.bytes;
-        let mut content = Vec::new();
+        // Enough from the start: a buffer that grows leaves copies behind. The file may grow as well, up to kubelet's next version.
+        let expected = usize::try_from(metadata.len().min(room)).unwrap_or(0) + SPARE;
+        let mut content = Zeroizing::new(Vec::with_capacity(expected));
         file.take(room + 1).read_to_end(&mut content)?;
         let length = content.len() as u64;
         if length > room {

@@ -109,7 +109,7 @@ impl Bench {
         let key = FileId::of(&std::fs::metadata(&source).unwrap());
         let options = TreeOptions { recursive: true, read_only: true, follows_source: false };
         let mount = HostMount { index: 0, destination: "/d".into(), source, options };
-        let placed = self.volumes.place(&web(), &mount, &found, Looked { plan, key }).await;
+        let placed = self.volumes.place(&web(), &mount, &found, Looked { plan, key, empty_dir: None }).await;
         placed.map_err(|error| error.to_string())
     }
 

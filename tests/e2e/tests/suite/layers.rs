@@ -19,7 +19,7 @@ const SNAPSHOTS: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs/
 const SCRATCH: &str = ".bulkhead-upper.ext4";
 
 /// Runs a test where containerd has the snapshotter.
-fn with_erofs(test: fn()) {
+pub(crate) fn with_erofs(test: fn()) {
     let plugins = ctr(&["plugins", "ls"]).success().stdout();
     let ok = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();

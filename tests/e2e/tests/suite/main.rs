@@ -10,6 +10,7 @@ mod containerd_restart;
 mod cri_streams;
 mod direct_volumes;
 mod disks;
+mod empty_dir;
 mod escape;
 mod faults;
 mod host_sockets;
