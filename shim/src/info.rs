@@ -46,6 +46,12 @@ const MOUNT_OPTIONS: &[&str] = &[
     "unbindable",
 ];
 
+/// Where containerd 2.2 and later look for the mounts that they are to leave to the shim.
+const MOUNTS_KEY: &str = "containerd.io/runtime-allow-mounts";
+
+/// Layers of images, and what is to be made of them: `sandbox::RootfsPlan` reads it. Not `mkfs`: containerd makes the files.
+const MOUNTS: &str = "mkdir/*,format/*,erofs";
+
 /// The text of `-v`.
 pub fn version() -> String {
     format!("{}:\n  Version:  {}\n", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
@@ -76,6 +82,7 @@ pub fn info(input: &[u8]) -> protobuf::Result<Vec<u8>> {
             ..Default::default()
         })
         .into(),
+        annotations: [(MOUNTS_KEY.to_owned(), MOUNTS.to_owned())].into(),
         ..Default::default()
     }
     .write_to_bytes()
@@ -92,6 +99,7 @@ mod tests {
         assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
         let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
         assert_eq!(features["linux"]["cgroup"]["v2"], true);
+        assert_eq!(info.annotations["containerd.io/runtime-allow-mounts"], "mkdir/*,format/*,erofs");
     }
 
     #[test]

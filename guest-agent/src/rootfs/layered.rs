@@ -1,12 +1,13 @@
 //! A root filesystem of image layers, with a disk of its own for what the container writes.
 
-use super::layers::{Held, Layer, Layers};
-use super::{blocking, detach, unmount_disk};
+use super::layers::{Held, Layer, Layers, MAX_OPTIONS};
+use super::options::MountOptions;
+use super::{blocking, detach, scratch, unmount_disk};
 use crate::error::Error;
 use crate::id::PciAddress;
 use crate::pci::PciBus;
 use agent_protocol::agent::LayeredRoot;
-use agent_protocol::agent::layered_root::Upper;
+use agent_protocol::agent::layered_root::Upper as Message;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{Gid, Uid, chown};
 use std::fs::Permissions;
@@ -14,37 +15,54 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What mount(2) takes as options, its terminator included.
-const MAX_OPTIONS: usize = 4096;
+/// The one file system that disks to write to have.
+const EXT4: &str = "ext4";
+
+/// Of the directory that takes what is written, on a disk that somebody else made.
+const UPPER_MODE: u32 = 0o755;
 
 /// As the shim describes it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// Top first.
+    /// Top first. None: the root is what is written.
     layers: Vec<Layer>,
-    scratch: Option<Scratch>,
+    upper: Option<Upper>,
 }
 
-/// An ext4 that is to be grown to the size of its disk.
+/// A disk with an ext4 for what the container writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Scratch {
+struct Upper {
     address: PciAddress,
+    /// `None`: it is ours, and to be grown to the size of its disk.
+    options: Option<MountOptions>,
+    /// Of the root directory, when it is made.
     mode: u32,
     owner: (u32, u32),
 }
 
 impl Stack {
     pub fn parse(root: &LayeredRoot) -> Result<Self, Error> {
-        let scratch = match &root.upper {
+        let upper = match &root.upper {
+            None if root.lower.is_empty() => return Err(Error::invalid("root filesystem", "", "it has no layers")),
             None => None,
-            Some(Upper::Scratch(disk)) => Some(Scratch {
+            Some(Message::Scratch(disk)) => Some(Upper {
                 address: PciAddress::parse(&disk.pci_address)?,
+                options: None,
                 mode: disk.mode & 0o7777,
                 owner: (disk.uid, disk.gid),
             }),
+            Some(Message::Block(disk)) if disk.filesystem == EXT4 => Some(Upper {
+                address: PciAddress::parse(&disk.pci_address)?,
+                options: Some(MountOptions::parse(&disk.options)?),
+                mode: UPPER_MODE,
+                owner: (0, 0),
+            }),
+            Some(Message::Block(disk)) => {
+                return Err(Error::invalid("filesystem", &disk.filesystem, "only ext4 takes what a container writes"));
+            }
             Some(_) => return Err(Error::invalid("upper directory", "", "this agent does not know its kind")),
         };
-        Ok(Self { layers: Layer::parse_all(&root.lower)?, scratch })
+        Ok(Self { layers: Layer::parse_all(&root.lower)?, upper })
     }
 }
 
@@ -60,9 +78,9 @@ impl Layered {
     /// Mounts `stack` on `target`. A writable disk is mounted beside it.
     pub async fn mount(stack: Stack, target: &Path, pci: &PciBus, layers: &Arc<Layers>) -> Result<Self, Error> {
         let (held, lower) = layers.acquire(&stack.layers).await?;
-        let scratch = stack.scratch.as_ref().map(|_| target.with_file_name("scratch"));
+        let scratch = stack.upper.as_ref().map(|_| target.with_file_name("scratch"));
         let made = Self { layers: Arc::clone(layers), held: Mutex::new(held), scratch };
-        let mounted = made.mount_over(&lower, stack.scratch, target.to_owned(), pci).await;
+        let mounted = made.mount_over(&lower, stack.upper, target.to_owned(), pci).await;
         match mounted {
             Ok(()) => Ok(made),
             Err(error) => {
@@ -77,13 +95,13 @@ impl Layered {
     async fn mount_over(
         &self,
         lower: &[PathBuf],
-        scratch: Option<Scratch>,
+        upper: Option<Upper>,
         target: PathBuf,
         pci: &PciBus,
     ) -> Result<(), Error> {
-        if let (Some(scratch), Some(place)) = (scratch, self.scratch.clone()) {
-            let disk = pci.disk(&scratch.address).await?;
-            blocking(move || mount_scratch(&scratch, &disk, &place)).await?;
+        if let (Some(upper), Some(place)) = (upper, self.scratch.clone()) {
+            let disk = pci.disk(&upper.address).await?;
+            blocking(move || mount_upper(&upper, &disk, &place)).await?;
         }
         let (lower, scratch) = (lower.to_owned(), self.scratch.clone());
         blocking(move || mount_stack(&lower, scratch.as_deref(), &target)).await
@@ -104,9 +122,14 @@ impl Layered {
     }
 }
 
-fn mount_scratch(scratch: &Scratch, disk: &Path, place: &Path) -> Result<(), Error> {
+fn mount_upper(wanted: &Upper, disk: &Path, place: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(place).map_err(Error::system("create", place.display()))?;
-    super::scratch::mount(disk, place, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    match &wanted.options {
+        None => scratch::mount(disk, place, flags)?,
+        Some(options) => mount(Some(disk), place, Some(EXT4), options.flags | flags, Some(options.data.as_str()))
+            .map_err(Error::system("mount as ext4", disk.display()))?,
+    }
     let (upper, work) = (place.join("upper"), place.join("work"));
     if upper.exists() {
         // The container's own, of an earlier run.
@@ -114,19 +137,23 @@ fn mount_scratch(scratch: &Scratch, disk: &Path, place: &Path) -> Result<(), Err
     }
     let make = || {
         std::fs::create_dir(&upper)?;
-        let (uid, gid) = scratch.owner;
+        let (uid, gid) = wanted.owner;
         chown(&upper, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-        std::fs::set_permissions(&upper, Permissions::from_mode(scratch.mode))?;
-        std::fs::create_dir(&work)
+        std::fs::set_permissions(&upper, Permissions::from_mode(wanted.mode))?;
+        std::fs::create_dir_all(&work)
     };
     make().map_err(Error::system("prepare", place.display()))
 }
 
 fn mount_stack(lower: &[PathBuf], scratch: Option<&Path>, target: &Path) -> Result<(), Error> {
-    if let ([layer], None) = (lower, scratch) {
-        // Nothing to lay over anything: overlayfs refuses.
-        let bound = mount(Some(layer), target, None::<&str>, MsFlags::MS_BIND, None::<&str>);
-        return bound.map_err(Error::system("mount", layer.display()));
+    // Nothing to lay over anything: overlayfs refuses.
+    let single = match (lower, scratch) {
+        ([layer], None) => Some(layer.clone()),
+        ([], Some(scratch)) => Some(scratch.join("upper")),
+        _ => None,
+    };
+    if let Some(single) = single {
+        return rebind(&single, target).map_err(Error::system("mount", single.display()));
     }
     let options = overlay_options(lower, scratch);
     if options.len() >= MAX_OPTIONS {
@@ -134,6 +161,12 @@ fn mount_stack(lower: &[PathBuf], scratch: Option<&Path>, target: &Path) -> Resu
     }
     mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
         .map_err(Error::system("mount the layers at", target.display()))
+}
+
+/// Without the flags of where it was mounted at first: a container's root may have programs that change users, and devices.
+fn rebind(directory: &Path, target: &Path) -> nix::Result<()> {
+    mount(Some(directory), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    mount(None::<&str>, target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT, None::<&str>)
 }
 
 fn overlay_options(lower: &[PathBuf], scratch: Option<&Path>) -> String {
@@ -151,6 +184,7 @@ fn overlay_options(lower: &[PathBuf], scratch: Option<&Path>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agent_protocol::agent::layered_root::Upper;
     use agent_protocol::agent::{BlockVolume, Layer as Message, ScratchDisk};
     use agent_protocol::{LAYERS, MAX_ID, MAX_LAYERS};
 
@@ -179,9 +213,27 @@ mod tests {
         let scratch = |address: &str| {
             Upper::Scratch(ScratchDisk { pci_address: address.to_owned(), mode: 0o40755, ..ScratchDisk::default() })
         };
-        assert_eq!(Stack::parse(&root(None)).unwrap().scratch, None);
-        assert_eq!(Stack::parse(&root(Some(scratch("0000:00:06.0")))).unwrap().scratch.unwrap().mode, 0o755);
+        assert_eq!(Stack::parse(&root(None)).unwrap().upper, None);
+        assert_eq!(Stack::parse(&root(Some(scratch("0000:00:06.0")))).unwrap().upper.unwrap().mode, 0o755);
         assert!(Stack::parse(&root(Some(scratch("")))).is_err());
-        assert!(Stack::parse(&root(Some(Upper::Block(BlockVolume::default())))).is_err());
+        assert!(Stack::parse(&root(Some(block("xfs")))).is_err());
+    }
+
+    fn block(filesystem: &str) -> Upper {
+        let (pci_address, filesystem) = ("0000:00:06.0".to_owned(), filesystem.to_owned());
+        Upper::Block(BlockVolume { pci_address, filesystem, ..BlockVolume::default() })
+    }
+
+    #[test]
+    fn a_disk_that_somebody_else_made_keeps_its_size() {
+        let upper = Stack::parse(&root(Some(block("ext4")))).unwrap().upper.unwrap();
+        assert_eq!(upper.options, Some(MountOptions::parse(&[]).unwrap()));
+    }
+
+    #[test]
+    fn a_root_without_layers_has_a_disk() {
+        let stack = |upper| Stack::parse(&LayeredRoot { upper, ..LayeredRoot::default() });
+        assert!(stack(Some(block("ext4"))).unwrap().layers.is_empty());
+        assert!(stack(None).is_err());
     }
 }

@@ -4,51 +4,52 @@
 //! <run>/l/<k>     k counts up. Short names: 128 of them must fit the page that mount(2) takes as options
 //! ```
 
-use super::{blocking, partition, unmount_disk};
+mod parts;
+
+use super::{blocking, unmount_disk};
 use crate::error::Error;
 use crate::id::PciAddress;
 use crate::pci::PciBus;
 use agent_protocol::MAX_LAYERS;
 use agent_protocol::agent::Layer as Message;
 use nix::mount::{MsFlags, mount};
+use parts::{Key, Part, Parts};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tokio::sync::Mutex;
 
-/// Partitions that a disk may have.
-const MAX_PART: u32 = 255;
+/// What mount(2) takes as options, its terminator included.
+pub const MAX_OPTIONS: usize = 4096;
 
 /// Where a layer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    key: Key,
-    start: u64,
-    length: u64,
-}
-
-/// A disk and the number of a partition there.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    address: PciAddress,
-    part: u32,
+    part: Part,
+    /// Where its content is, when it only describes it.
+    devices: Vec<Part>,
 }
 
 impl Layer {
     /// Top first, as the shim lists them.
     pub fn parse_all(layers: &[Message]) -> Result<Vec<Self>, Error> {
-        if layers.is_empty() || layers.len() > MAX_LAYERS {
-            let reason = format!("it must have 1 to {MAX_LAYERS} of them");
-            return Err(Error::invalid("number of layers", &layers.len().to_string(), reason));
-        }
+        check_number("number of layers", layers.len())?;
         let layers = layers.iter().map(|layer| {
-            if !(1..=MAX_PART).contains(&layer.part) {
-                return Err(Error::invalid("part", &layer.part.to_string(), "it is no number of a partition"));
+            check_number("number of a layer's devices", layer.devices.len())?;
+            if layer.devices.iter().any(|device| !device.devices.is_empty()) {
+                return Err(Error::invalid("layer", "", "a device of its has devices"));
             }
-            let key = Key { address: PciAddress::parse(&layer.pci_address)?, part: layer.part };
-            Ok(Self { key, start: layer.offset, length: layer.length })
+            let devices = layer.devices.iter().map(Part::parse).collect::<Result<_, _>>()?;
+            Ok(Self { part: Part::parse(layer)?, devices })
         });
         layers.collect()
     }
+}
+
+fn check_number(what: &'static str, number: usize) -> Result<(), Error> {
+    if number <= MAX_LAYERS {
+        return Ok(());
+    }
+    Err(Error::invalid(what, &number.to_string(), format!("it must be at most {MAX_LAYERS}")))
 }
 
 /// The pod's layers.
@@ -62,13 +63,15 @@ pub struct Layers {
 #[derive(Debug, Default)]
 struct Mounted {
     last: u32,
+    parts: Parts,
     places: HashMap<Key, Place>,
 }
 
 #[derive(Clone, Debug)]
 struct Place {
     path: PathBuf,
-    disk: PathBuf,
+    /// Partitions that are there for it.
+    parts: Vec<Key>,
     users: usize,
 }
 
@@ -89,7 +92,7 @@ impl Layers {
         for layer in layers {
             match self.acquire_one(&mut mounted, &mut disks, layer).await {
                 Ok(path) => {
-                    held.0.push(layer.key.clone());
+                    held.0.push(layer.part.key.clone());
                     paths.push(path);
                 }
                 Err(error) => {
@@ -107,30 +110,43 @@ impl Layers {
         disks: &mut HashMap<PciAddress, PathBuf>,
         layer: &Layer,
     ) -> Result<PathBuf, Error> {
-        if let Some(place) = mounted.places.get_mut(&layer.key) {
+        if let Some(place) = mounted.places.get_mut(&layer.part.key) {
             place.users += 1;
             return Ok(place.path.clone());
         }
-        // Each look has the kernel scan the bus.
-        let address = &layer.key.address;
-        let disk = match disks.get(address) {
-            Some(disk) => disk.clone(),
-            None => disks.entry(address.clone()).insert_entry(self.pci.disk(address).await?).get().clone(),
-        };
         mounted.last += 1;
         let path = self.directory.join(mounted.last.to_string());
-        let (of, on, target) = (layer.clone(), disk.clone(), path.clone());
-        blocking(move || mount_layer(&of, &on, &target)).await?;
-        mounted.places.insert(layer.key.clone(), Place { path: path.clone(), disk, users: 1 });
+        let mut place = Place { path: path.clone(), parts: Vec::new(), users: 1 };
+        let mut nodes = Vec::with_capacity(layer.devices.len());
+        let made = async {
+            for part in layer.devices.iter().chain([&layer.part]) {
+                // Each look has the kernel scan the bus.
+                let address = &part.key.address;
+                let disk = match disks.get(address) {
+                    Some(disk) => disk.clone(),
+                    None => disks.entry(address.clone()).insert_entry(self.pci.disk(address).await?).get().clone(),
+                };
+                nodes.push(mounted.parts.add(part, disk).await?);
+                place.parts.push(part.key.clone());
+            }
+            let target = path.clone();
+            blocking(move || mount_layer(&nodes, &target)).await
+        };
+        if let Err(error) = made.await {
+            mounted.parts.remove(&place.parts).await;
+            return Err(error);
+        }
+        mounted.places.insert(layer.part.key.clone(), place);
         Ok(path)
     }
 
     /// Lets go of a disk that is about to go, also of layers that are still said to be in use.
     pub async fn forget(&self, address: &PciAddress) {
         let mut mounted = self.mounted.lock().await;
-        let of_disk: Vec<_> = mounted.places.keys().filter(|key| key.address == *address).cloned().collect();
-        for key in of_disk {
-            tracing::warn!(address = address.as_str(), part = key.part, "a layer in use goes with its disk");
+        let uses = |place: &Place| place.parts.iter().any(|part| part.address == *address);
+        let of_disk = mounted.places.iter().filter(|(_, place)| uses(place)).map(|(key, _)| key.clone());
+        for key in of_disk.collect::<Vec<_>>() {
+            tracing::warn!(address = address.as_str(), part = key.number, "a layer in use goes with its disk");
             if let Some(place) = mounted.places.get_mut(&key) {
                 place.users = 1;
             }
@@ -152,31 +168,32 @@ async fn release(mounted: &mut Mounted, held: Held) {
         if place.users > 0 {
             continue;
         }
-        let Some(Place { path, disk, .. }) = mounted.places.remove(&key) else { continue };
+        let Some(Place { path, parts, .. }) = mounted.places.remove(&key) else { continue };
         let unmount = move || {
             unmount_disk(&path)?;
-            std::fs::remove_dir(&path).map_err(Error::system("remove", path.display()))?;
-            partition::delete(&disk, key.part).map_err(Error::system("forget a layer on", disk.display()))
+            std::fs::remove_dir(&path).map_err(Error::system("remove", path.display()))
         };
         if let Err(error) = blocking(unmount).await {
             tracing::warn!(%error, "an image layer stays");
         }
+        mounted.parts.remove(&parts).await;
     }
 }
 
-fn mount_layer(layer: &Layer, disk: &Path, target: &Path) -> Result<(), Error> {
-    let what = || format!("layer {} on {}", layer.key.part, disk.display());
-    let part = partition::add(disk, layer.key.part, layer.start, layer.length);
-    let part = part.map_err(Error::system("find", what()))?;
-    let mounted = std::fs::create_dir_all(target).map_err(Error::system("create", target.display())).and_then(|()| {
-        mount(Some(&part), target, Some("erofs"), MsFlags::MS_RDONLY, None::<&str>)
-            .map_err(Error::system("mount as erofs", what()))
-    });
+/// The last of `nodes` is the layer, the others are its devices.
+fn mount_layer(nodes: &[PathBuf], target: &Path) -> Result<(), Error> {
+    let Some((layer, devices)) = nodes.split_last() else { return Ok(()) };
+    let options: Vec<_> = devices.iter().map(|device| format!("device={}", device.display())).collect();
+    let options = options.join(",");
+    if options.len() >= MAX_OPTIONS {
+        return Err(Error::invalid("layer", "", "it has more devices than mount(2) takes"));
+    }
+    std::fs::create_dir_all(target).map_err(Error::system("create", target.display()))?;
+    let mounted = mount(Some(layer), target, Some("erofs"), MsFlags::MS_RDONLY, Some(options.as_str()));
     if mounted.is_err() {
         std::fs::remove_dir(target).ok();
-        partition::delete(disk, layer.key.part).ok();
     }
-    mounted
+    mounted.map_err(Error::system("mount as erofs", format!("layer {}", layer.display())))
 }
 
 #[cfg(test)]
@@ -191,12 +208,21 @@ mod tests {
     fn the_number_of_layers_and_parts_has_limits() {
         let one = message("0000:00:05.0", 1);
         assert_eq!(Layer::parse_all(&vec![one.clone(); MAX_LAYERS]).unwrap().len(), MAX_LAYERS);
-        assert!(Layer::parse_all(&[]).is_err());
         assert!(Layer::parse_all(&vec![one; MAX_LAYERS + 1]).is_err());
         for part in [0, 256] {
             assert!(Layer::parse_all(&[message("0000:00:05.0", part)]).is_err());
         }
         assert!(Layer::parse_all(&[message("../05.0", 1)]).is_err());
+    }
+
+    #[test]
+    fn a_layers_devices_are_parts_without_devices() {
+        let device = message("0000:00:05.0", 2);
+        let of = |devices| Message { devices, ..message("0000:00:05.0", 1) };
+        let layers = Layer::parse_all(&[of(vec![device.clone(); 2])]).unwrap();
+        assert_eq!(layers[0].devices.len(), 2);
+        assert!(Layer::parse_all(&[of(vec![device.clone(); MAX_LAYERS + 1])]).is_err());
+        assert!(Layer::parse_all(&[of(vec![of(vec![device])])]).is_err());
     }
 
     #[tokio::test]
@@ -208,6 +234,6 @@ mod tests {
         let error = layers.acquire(&wanted).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot find layer 3 on /dev/none: "), "{error}");
         assert!(layers.mounted.lock().await.places.is_empty());
-        layers.release(Held(vec![wanted[0].key.clone()])).await;
+        layers.release(Held(vec![wanted[0].part.key.clone()])).await;
     }
 }

@@ -106,7 +106,7 @@ impl Rootfs {
 }
 
 /// Mounting waits for other machines' answers, so it must not hold the event loop.
-async fn blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(Error::system("run", "a thread"))?
 }
 

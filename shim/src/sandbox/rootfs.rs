@@ -1,5 +1,9 @@
 //! How a container's root filesystem gets into the guest: decided by mount type alone, nothing is probed. Pure.
 
+mod stack;
+
+pub(super) use stack::{LayerStack, Upper};
+
 use super::Mount;
 use super::mount::{Overlay, TreeOptions};
 use super::oci::Root;
@@ -14,8 +18,8 @@ pub(super) enum RootfsPlan {
     Directory { source: PathBuf, options: TreeOptions },
     /// A disk of the guest, mounted there.
     Block { image: PathBuf, read_only: bool, filesystem: String, options: Vec<String> },
-    /// One layer of an image, to be read: a disk of the guest.
-    Layer { blob: PathBuf },
+    /// Layers of an image: disks of the guest.
+    Layers(LayerStack),
 }
 
 impl RootfsPlan {
@@ -28,10 +32,7 @@ impl RootfsPlan {
                 Ok(Self::Directory { source: bundle.join(&root.path), options })
             }
             [mount] => Self::from_mount(mount),
-            mounts => {
-                let kinds: Vec<_> = mounts.iter().map(|mount| mount.kind.as_str()).collect();
-                Err(SpecError::Rootfs(format!("a stack of mounts ({}) is not supported", kinds.join(", "))))
-            }
+            mounts => stack::parse(mounts).map(Self::Layers),
         }
     }
 
@@ -58,13 +59,7 @@ impl RootfsPlan {
                 let (image, filesystem) = (mount.source.clone(), mount.kind.clone());
                 Ok(Self::Block { image, read_only, filesystem, options })
             }
-            "erofs" if read_only && others(&["ro", "loop"]).is_empty() => {
-                Ok(Self::Layer { blob: mount.source.clone() })
-            }
-            "erofs" => Err(SpecError::Rootfs(format!(
-                "mount type \"erofs\" is supported with the options ro and loop, not with {:?}",
-                mount.options.join(",")
-            ))),
+            "erofs" => Ok(Self::Layers(LayerStack { lower: vec![stack::layer(mount)?], upper: Upper::None })),
             kind => Err(SpecError::Rootfs(format!(
                 "mount type {kind:?} is not supported: use a snapshotter that gives overlay, bind, ext4, xfs or erofs"
             ))),
@@ -74,6 +69,7 @@ impl RootfsPlan {
 
 #[cfg(test)]
 mod tests {
+    use super::stack::LayerFile;
     use super::*;
 
     fn plan(kind: &str, source: &str, options: &[&str]) -> Result<RootfsPlan, SpecError> {
@@ -118,22 +114,19 @@ mod tests {
 
     #[test]
     fn a_view_of_one_erofs_layer_is_a_disk() {
-        let layer = plan("erofs", "/s/1/layer.erofs", &["ro", "loop"]).unwrap();
-        assert_eq!(layer, RootfsPlan::Layer { blob: "/s/1/layer.erofs".into() });
-        for options in [&["loop"][..], &["ro", "device=/s/2/layer.erofs"], &["ro", "X-containerd.dmverity={}"]] {
-            let error = plan("erofs", "/s/1/layer.erofs", options).unwrap_err().to_string();
-            assert!(error.ends_with(&format!("not with {:?}", options.join(","))), "{error}");
-        }
+        let lower = vec![LayerFile { blob: "/s/1/layer.erofs".into(), devices: Vec::new() }];
+        let expected = RootfsPlan::Layers(LayerStack { lower, upper: Upper::None });
+        assert_eq!(plan("erofs", "/s/1/layer.erofs", &["ro", "loop"]).unwrap(), expected);
+        let error = plan("erofs", "/s/1/layer.erofs", &["loop"]).unwrap_err().to_string();
+        assert!(error.ends_with("it lacks the option ro"), "{error}");
     }
 
     #[test]
-    fn other_types_and_stacks_are_refused_by_name() {
-        let error = plan("btrfs", "/layer", &["ro"]).unwrap_err().to_string();
-        assert!(error.contains("\"btrfs\""), "{error}");
-        let mount = |kind: &str| Mount { kind: kind.into(), source: PathBuf::new(), options: Vec::new() };
-        let stack = [mount("erofs"), mount("format/mkdir/overlay")];
-        let error = RootfsPlan::new(&stack, None, Path::new("/")).unwrap_err().to_string();
-        assert!(error.contains("erofs, format/mkdir/overlay"), "{error}");
+    fn other_types_are_refused_by_name() {
+        for kind in ["btrfs", "mkdir/overlay", "format/overlay"] {
+            let error = plan(kind, "/layer", &["ro"]).unwrap_err().to_string();
+            assert!(error.contains(&format!("{kind:?}")), "{error}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod cri;
 pub mod leaks;
 pub mod netns;
 pub mod probe;
+pub mod task_api;
 pub mod terminal;
 pub mod vmm;
 

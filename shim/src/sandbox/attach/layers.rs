@@ -1,18 +1,18 @@
 //! Layers of images as disks of the guest, each attached once for all containers of the pod.
 
-use super::super::layers::{self, Blob, FileId, Part, Stack, scratch};
+use super::super::layers::{self, Blob, Key, Part, Stack, scratch};
 use super::super::mount::Overlay;
+use super::super::rootfs::{LayerStack, Upper};
 use super::super::{Inner, SandboxError};
 use super::disk::Disk;
 use super::{SOURCES, blocking, until};
 use crate::identifier::Identifier;
-use agent_protocol::agent::layered_root::Upper;
-use agent_protocol::agent::{Layer, LayeredRoot, ScratchDisk};
+use agent_protocol::agent::{BlockVolume, Layer, LayeredRoot, ScratchDisk, layered_root};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tokio::time::Instant;
-use vmm_protocol::{Device, FdSlot, part_offsets};
+use vmm_protocol::{Device, FdSlot, MAX_PARTS, part_offsets};
 
 impl Inner {
     /// Attaches what an overlay consists of. `None`: the node has to mount it.
@@ -28,22 +28,38 @@ impl Inner {
         }
     }
 
-    /// Attaches one layer, to be read.
-    pub(super) async fn attach_layer(&self, container: &Identifier, blob: &Path) -> Result<LayeredRoot, SandboxError> {
-        let blob = blob.to_owned();
-        let Stack { blobs, .. } = look(container, move || Stack::single(&blob)).await?;
-        Ok(LayeredRoot { lower: self.attach_blobs(container, blobs).await?, ..LayeredRoot::default() })
+    /// Attaches what a stack of mounts names. The node has mounted nothing of it.
+    pub(super) async fn attach_layers(
+        &self,
+        container: &Identifier,
+        stack: &LayerStack,
+    ) -> Result<LayeredRoot, SandboxError> {
+        let plan = stack.clone();
+        let stack = look(container, move || Stack::open(&plan)).await?;
+        self.attach_stack(container, stack).await?.ok_or_else(|| {
+            let reason = "its directory has content that is in no image of this runtime's";
+            SandboxError::host("use", "the snapshot's writable layer")(io::Error::other(reason))
+        })
     }
 
     async fn attach_stack(&self, container: &Identifier, stack: Stack) -> Result<Option<LayeredRoot>, SandboxError> {
         let upper = match stack.upper {
-            None => None,
-            Some(directory) => match self.attach_scratch(container, directory).await? {
+            Upper::None => None,
+            Upper::Directory(directory) => match self.attach_scratch(container, directory).await? {
                 None => return Ok(None),
-                disk => disk.map(Upper::Scratch),
+                disk => disk.map(layered_root::Upper::Scratch),
             },
+            Upper::Image(image) => {
+                let disk = self.attach_disk(container, &image, false).await?;
+                Some(layered_root::Upper::Block(BlockVolume {
+                    pci_address: disk.address.to_string(),
+                    filesystem: "ext4".to_owned(),
+                    options: vec!["discard".to_owned()],
+                    ..BlockVolume::default()
+                }))
+            }
         };
-        let lower = self.attach_blobs(container, stack.blobs).await?;
+        let lower = self.attach_blobs(container, stack.layers).await?;
         Ok(Some(LayeredRoot { lower, upper, ..LayeredRoot::default() }))
     }
 
@@ -64,25 +80,39 @@ impl Inner {
         Ok(Some(ScratchDisk { pci_address, mode: scratch.mode, uid, gid, ..ScratchDisk::default() }))
     }
 
-    /// Those that the pod does not have yet become one disk.
-    async fn attach_blobs(&self, container: &Identifier, blobs: Vec<Blob>) -> Result<Vec<Layer>, SandboxError> {
+    /// Those that the pod does not have yet become one disk, or a second one if they are too many for it.
+    async fn attach_blobs(
+        &self,
+        container: &Identifier,
+        layers: Vec<layers::Layer>,
+    ) -> Result<Vec<Layer>, SandboxError> {
         // Held to the end: another container of the image waits for the disk instead of attaching a second one.
         let mut registry = self.layers.lock().await;
-        let missing: Vec<&Blob> = blobs.iter().filter(|blob| !registry.has(blob.id)).collect();
         let operation = format!("the layers of container {container}");
         let impossible = |reason: &str| SandboxError::host("attach", &operation)(io::Error::other(reason.to_owned()));
-        if !missing.is_empty() {
-            let lengths: Vec<u64> = missing.iter().map(|blob| blob.length).collect();
-            let places = part_offsets(&lengths).ok_or_else(|| impossible("they are too many or too long"))?;
+        let mut missing: Vec<(Key, &Blob)> = Vec::new();
+        for (key, blob) in layers.iter().flat_map(parts) {
+            if !registry.has(key) && !missing.iter().any(|(other, _)| *other == key) {
+                missing.push((key, blob));
+            }
+        }
+        for missing in missing.chunks(MAX_PARTS) {
+            let lengths: Vec<u64> = missing.iter().map(|(_, blob)| blob.length).collect();
+            let places = part_offsets(&lengths).ok_or_else(|| impossible("they are too long"))?;
             let parts = (0..).take(missing.len()).map(FdSlot).collect();
-            let files: Vec<_> = missing.iter().map(|blob| blob.file.as_fd()).collect();
+            let files: Vec<_> = missing.iter().map(|(_, blob)| blob.file.as_fd()).collect();
             let (device, address) =
                 self.vmm.attach_all(&operation, Device::Layers { parts, limit: self.disk_rate }, &files).await?;
-            registry.add(device, address, missing.iter().map(|blob| blob.id).zip(places).collect());
+            registry.add(device, address, missing.iter().map(|(key, _)| *key).zip(places).collect());
         }
-        let files: Vec<FileId> = blobs.iter().map(|blob| blob.id).collect();
-        let parts = registry.take(container, &files).ok_or_else(|| impossible("one is not attached"))?;
-        Ok(parts.iter().map(layer).collect())
+        let keys: Vec<Key> = layers.iter().flat_map(parts).map(|(key, _)| key).collect();
+        let parts = registry.take(container, &keys).ok_or_else(|| impossible("one is not attached"))?;
+        let mut parts = parts.iter().map(message);
+        let layers = layers.iter().filter_map(|layer| {
+            let devices = parts.by_ref().take(layer.devices.len()).collect();
+            Some(Layer { devices, ..parts.next()? })
+        });
+        Ok(layers.collect())
     }
 
     /// The disks that nobody uses when a container is gone.
@@ -100,7 +130,14 @@ async fn look<T: Send + 'static>(
     until(Instant::now() + SOURCES, step, blocking(work)).await
 }
 
-fn layer(part: &Part) -> Layer {
+/// A layer's devices and the layer itself.
+fn parts(layer: &layers::Layer) -> impl Iterator<Item = (Key, &Blob)> {
+    let part = |blob: &'_ Blob, is_device| Key { file: blob.id, is_device };
+    let devices = layer.devices.iter().map(move |blob| (part(blob, true), blob));
+    devices.chain([(part(&layer.blob, false), &layer.blob)])
+}
+
+fn message(part: &Part) -> Layer {
     Layer {
         pci_address: part.address.to_string(),
         part: part.number,

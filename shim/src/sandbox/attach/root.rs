@@ -16,7 +16,7 @@ impl Inner {
         Ok(match plan {
             RootfsPlan::Directory { .. } => None,
             RootfsPlan::Overlay(overlay) => self.attach_overlay(container, overlay).await?.map(Rootfs::Layers),
-            RootfsPlan::Layer { blob } => Some(Rootfs::Layers(self.attach_layer(container, blob).await?)),
+            RootfsPlan::Layers(stack) => Some(Rootfs::Layers(self.attach_layers(container, stack).await?)),
             RootfsPlan::Block { image, read_only, filesystem, options } => {
                 let disk = self.attach_disk(container, image, *read_only).await?;
                 Some(Rootfs::Block(BlockVolume {

@@ -101,7 +101,7 @@ pub(super) async fn mount_files(
     let mount_root = move || match &root {
         Some(RootfsPlan::Overlay(overlay)) => share.mount_overlay(overlay),
         Some(RootfsPlan::Directory { source, options }) => share.mount_root_directory(source, *options),
-        Some(RootfsPlan::Block { .. } | RootfsPlan::Layer { .. }) | None => Ok(()),
+        Some(RootfsPlan::Block { .. } | RootfsPlan::Layers(_)) | None => Ok(()),
     };
     until(end, step, blocking(mount_root)).await?;
     let mut places = Vec::with_capacity(mounts.len());

@@ -16,7 +16,7 @@ const SUPERBLOCK: u64 = 1024;
 /// Bytes of the superblock that are looked at.
 const LENGTH: usize = 128;
 
-/// File systems of more than 2^32 blocks, which the guest's kernel does not know.
+/// File systems of more than 2^32 blocks.
 const INCOMPAT_48BIT: u32 = 0x80;
 
 /// A layer's file, open for reading.
@@ -27,8 +27,10 @@ pub(in super::super) struct Blob {
     pub length: u64,
     /// Of the file system.
     pub blocks: u64,
-    /// A file alone is not the whole file system.
-    pub needs_more: bool,
+    /// How many more files have content of it.
+    pub devices: u16,
+    /// It has more blocks than the guest's kernel can count.
+    pub too_large: bool,
 }
 
 impl Blob {
@@ -56,7 +58,8 @@ impl Blob {
             id: FileId::of(&metadata),
             length,
             blocks: superblock.blocks,
-            needs_more: superblock.needs_more,
+            devices: superblock.devices,
+            too_large: superblock.too_large,
         })
     }
 }
@@ -69,7 +72,8 @@ pub(super) fn refused(reason: String) -> io::Error {
 struct Superblock {
     blocks: u64,
     bytes: u64,
-    needs_more: bool,
+    devices: u16,
+    too_large: bool,
 }
 
 impl Superblock {
@@ -81,8 +85,8 @@ impl Superblock {
         if number(0) != MAGIC || !(9..=16).contains(&block_bits) {
             return None;
         }
-        let needs_more = devices > 0 || number(80) & INCOMPAT_48BIT != 0;
-        Some(Self { blocks, bytes: blocks << block_bits, needs_more })
+        let too_large = number(80) & INCOMPAT_48BIT != 0;
+        Some(Self { blocks, bytes: blocks << block_bits, devices, too_large })
     }
 }
 
@@ -108,7 +112,7 @@ pub(super) mod tests {
         let path = root.path().join("layer.erofs");
         image(&path, 3, 3 * 4096);
         let blob = Blob::open(&path).unwrap();
-        assert_eq!((blob.length, blob.blocks, blob.needs_more), (3 * 4096, 3, false));
+        assert_eq!((blob.length, blob.blocks, blob.devices), (3 * 4096, 3, 0));
         assert_eq!(blob.id.inode, std::fs::metadata(&path).unwrap().ino());
     }
 
@@ -156,6 +160,6 @@ pub(super) mod tests {
         image(&path, 3, 3 * 4096);
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(&1_u16.to_le_bytes(), SUPERBLOCK + 86).unwrap();
-        assert!(Blob::open(&path).unwrap().needs_more);
+        assert_eq!(Blob::open(&path).unwrap().devices, 1);
     }
 }

@@ -1,10 +1,11 @@
 //! Root filesystems made of EROFS layers: the guest gets the layers' files as a disk, and the node mounts nothing of them.
 //!
-//! containerd 2.1's erofs snapshotter mounts each layer on the node and gives an overlay of them.
+//! containerd 2.1's erofs snapshotter mounts each layer on the node and gives an overlay of them. That of 2.2 and later names the files.
 //!
 //! ```text
 //! Directories::of   what an overlay is made of; pure
 //! find              its layers' files, when all of them are EROFS
+//! Stack::open       the files that a stack of mounts names
 //! Registry          which files the pod's disks have, and who uses them; pure
 //! scratch           the disk for what the container writes
 //! ```
@@ -18,41 +19,71 @@ pub(super) mod scratch;
 
 pub(super) use super::file_id::FileId;
 pub(super) use blob::Blob;
-pub(super) use registry::{Part, Registry};
+pub(super) use registry::{Key, Part, Registry};
 
 use super::SandboxError;
 use super::mount::Overlay;
+use super::rootfs::{LayerStack, Upper};
 use directories::Directories;
 use mounted::Mounted;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a root filesystem consists of.
 #[derive(Debug)]
 pub(super) struct Stack {
     /// Top first, none twice.
-    pub blobs: Vec<Blob>,
-    /// The snapshot's own directory, where a container may write.
-    pub upper: Option<PathBuf>,
+    pub layers: Vec<Layer>,
+    pub upper: Upper,
+}
+
+/// A layer, and the files that have its content if it only describes it.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub blob: Blob,
+    pub devices: Vec<Blob>,
 }
 
 impl Stack {
-    /// An image of one layer, with nothing to write to.
-    pub fn single(blob: &Path) -> Result<Self, SandboxError> {
-        Ok(Self {
-            blobs: vec![Blob::open(blob).map_err(SandboxError::host("use layer", &blob.display()))?],
-            upper: None,
-        })
+    pub fn open(stack: &LayerStack) -> Result<Self, SandboxError> {
+        let layers = stack.lower.iter().map(|file| {
+            let open = |path: &Path| Blob::open(path).map_err(SandboxError::host("use layer", &path.display()));
+            let layer = Layer {
+                blob: open(&file.blob)?,
+                devices: file.devices.iter().map(|path| open(path)).collect::<Result<_, _>>()?,
+            };
+            match layer.check() {
+                Ok(()) => Ok(layer),
+                Err(error) => Err(SandboxError::host("use layer", &file.blob.display())(error)),
+            }
+        });
+        Ok(Self::new(layers.collect::<Result<_, _>>()?, stack.upper.clone()))
     }
 
-    fn new(blobs: Vec<Blob>, upper: Option<PathBuf>) -> Self {
-        let mut stack = Self { blobs: Vec::with_capacity(blobs.len()), upper };
-        for blob in blobs {
+    fn new(layers: Vec<Layer>, upper: Upper) -> Self {
+        let mut stack = Self { layers: Vec::with_capacity(layers.len()), upper };
+        for layer in layers {
             // overlayfs refuses a layer that comes twice. The upper one hides all that the lower one has.
-            if !stack.blobs.iter().any(|other| other.id == blob.id) {
-                stack.blobs.push(blob);
+            if !stack.layers.iter().any(|other| other.blob.id == layer.blob.id) {
+                stack.layers.push(layer);
             }
         }
         stack
+    }
+}
+
+impl Layer {
+    fn check(&self) -> std::io::Result<()> {
+        let (wanted, named) = (usize::from(self.blob.devices), self.devices.len());
+        if wanted != named {
+            return Err(blob::refused(format!("it is on {wanted} more devices, and {named} are named")));
+        }
+        if self.devices.iter().any(|device| device.devices > 0) {
+            return Err(blob::refused("one of its devices is on more devices".to_owned()));
+        }
+        if self.devices.iter().chain([&self.blob]).any(|blob| blob.too_large) {
+            return Err(blob::refused("it is an EROFS that the guest's kernel cannot mount".to_owned()));
+        }
+        Ok(())
     }
 }
 
@@ -64,16 +95,16 @@ pub(super) fn find(overlay: &Overlay) -> Result<Option<Stack>, SandboxError> {
         return Ok(None);
     }
     let Some(table) = mounted::table(&directories.lower)? else { return Ok(None) };
-    let mut blobs = Vec::with_capacity(directories.lower.len());
+    let mut layers = Vec::with_capacity(directories.lower.len());
     for directory in &directories.lower {
         let Some(mounted) = Mounted::at(directory, &table) else { return Ok(None) };
         let object = format!("{} of {}", mounted.file().display(), directory.display());
         let blob = mounted.open(directory).map_err(SandboxError::host("use layer", &object))?;
-        // Content on further devices, which only the node's mount knows.
-        if blob.needs_more {
+        // Content on further devices, which only the node's mount knows, or nothing that the guest could mount.
+        if blob.devices > 0 || blob.too_large {
             return Ok(None);
         }
-        blobs.push(blob);
+        layers.push(Layer { blob, devices: Vec::new() });
     }
-    Ok(Some(Stack::new(blobs, directories.upper)))
+    Ok(Some(Stack::new(layers, directories.upper.map_or(Upper::None, Upper::Directory))))
 }

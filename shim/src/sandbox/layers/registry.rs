@@ -11,7 +11,16 @@ use vmm_protocol::{DeviceId, PciAddress};
 #[derive(Debug, Default)]
 pub(in super::super) struct Registry {
     disks: Vec<LayerDisk>,
-    users: HashMap<Identifier, Vec<FileId>>,
+    users: HashMap<Identifier, Vec<Key>>,
+}
+
+/// A part of a disk. A file that is a layer here and a device of another layer there is two: the guest's kernel mounts what is
+/// read as a device by nobody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) struct Key {
+    pub file: FileId,
+    /// Its content is described by another layer.
+    pub is_device: bool,
 }
 
 #[derive(Debug)]
@@ -19,7 +28,7 @@ struct LayerDisk {
     device: DeviceId,
     address: PciAddress,
     /// In the order of the disk.
-    parts: Vec<(FileId, Range<u64>)>,
+    parts: Vec<(Key, Range<u64>)>,
 }
 
 /// Where the guest finds a layer.
@@ -32,33 +41,33 @@ pub(in super::super) struct Part {
 }
 
 impl Registry {
-    pub fn has(&self, file: FileId) -> bool {
-        self.part(file).is_some()
+    pub fn has(&self, key: Key) -> bool {
+        self.part(key).is_some()
     }
 
     /// A disk that was attached. The files stay open in the VMM, so that their ids stay theirs.
-    pub fn add(&mut self, device: DeviceId, address: PciAddress, parts: Vec<(FileId, Range<u64>)>) {
+    pub fn add(&mut self, device: DeviceId, address: PciAddress, parts: Vec<(Key, Range<u64>)>) {
         self.disks.push(LayerDisk { device, address, parts });
     }
 
     /// The layers of a container, which uses them from now on. `None` when one is not attached.
-    pub fn take(&mut self, container: &Identifier, files: &[FileId]) -> Option<Vec<Part>> {
-        let parts = files.iter().map(|file| self.part(*file)).collect::<Option<_>>()?;
-        self.users.insert(container.clone(), files.to_vec());
+    pub fn take(&mut self, container: &Identifier, keys: &[Key]) -> Option<Vec<Part>> {
+        let parts = keys.iter().map(|key| self.part(*key)).collect::<Option<_>>()?;
+        self.users.insert(container.clone(), keys.to_vec());
         Some(parts)
     }
 
     /// Forgets what a container uses. Returns the disks that nobody uses any more, forgotten too.
     pub fn release(&mut self, container: &Identifier) -> Vec<(DeviceId, PciAddress)> {
         self.users.remove(container);
-        let used = |file: &FileId| self.users.values().any(|files| files.contains(file));
-        let unused = |disk: &mut LayerDisk| !disk.parts.iter().any(|(file, _)| used(file));
+        let used = |key: &Key| self.users.values().any(|keys| keys.contains(key));
+        let unused = |disk: &mut LayerDisk| !disk.parts.iter().any(|(key, _)| used(key));
         self.disks.extract_if(.., unused).map(|disk| (disk.device, disk.address)).collect()
     }
 
-    fn part(&self, file: FileId) -> Option<Part> {
+    fn part(&self, key: Key) -> Option<Part> {
         self.disks.iter().find_map(|disk| {
-            let index = disk.parts.iter().position(|(id, _)| *id == file)?;
+            let index = disk.parts.iter().position(|(other, _)| *other == key)?;
             let number = u32::try_from(index + 1).ok()?;
             Some(Part { address: disk.address, number, place: disk.parts[index].1.clone() })
         })
@@ -69,8 +78,8 @@ impl Registry {
 mod tests {
     use super::*;
 
-    fn file(inode: u64) -> FileId {
-        FileId { device: 1, inode }
+    fn file(inode: u64) -> Key {
+        Key { file: FileId { device: 1, inode }, is_device: false }
     }
 
     fn address(slot: u8) -> PciAddress {
@@ -102,6 +111,14 @@ mod tests {
         registry.take(&log, &[file(3), file(1)]).unwrap();
         assert_eq!(registry.release(&web), [], "its base is in use");
         assert_eq!(registry.release(&log), [(DeviceId(7), address(5)), (DeviceId(8), address(6))]);
+    }
+
+    #[test]
+    fn a_file_that_is_a_device_of_a_layer_is_another_part() {
+        let device = Key { is_device: true, ..file(1) };
+        let mut registry = Registry::default();
+        registry.add(DeviceId(7), address(5), vec![(file(1), 0..4096)]);
+        assert!(registry.has(file(1)) && !registry.has(device));
     }
 
     #[test]

@@ -199,7 +199,7 @@ fn a_container_on_a_disk_with_emptydirs_runs_no_file_server() {
 
 #[test]
 fn a_container_on_layers_with_emptydirs_runs_no_file_server() {
-    crate::layers::with_erofs(|| no_file_server_runs("erofs"));
+    crate::with_erofs(|| no_file_server_runs("erofs"));
 }
 
 fn read_only(container: NewContainer<'_>) -> NewContainer<'_> {

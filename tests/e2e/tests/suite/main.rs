@@ -1,5 +1,6 @@
 //! The end-to-end suite: one binary that runs inside a node VM. `cargo xtask test` builds, carries and runs it.
 
+use e2e::container::ctr;
 use e2e::cri::Sandboxer;
 
 mod accounting;
@@ -36,7 +37,8 @@ mod streams;
 mod workloads;
 
 /// Repeats a module's tests for each snapshotter. Root filesystems of overlayfs and native are shared through virtio-fs, those
-/// of blockfile and devmapper are virtio-blk disks; `make test` has one of each.
+/// of blockfile and devmapper are virtio-blk disks, and those of erofs are layers on one; `make test` has the first of each
+/// kind, and `layers.rs` has erofs.
 macro_rules! for_each_snapshotter {
     (long: $($name:ident),+ $(,)?) => {
         mod overlayfs {
@@ -67,9 +69,24 @@ macro_rules! for_each_other_snapshotter {
         mod devmapper {
             $(#[test] #[ignore = "`make test-long`"] fn $name() { super::$name("devmapper"); })+
         }
+        mod erofs {
+            $(#[test] #[ignore = "`make test-long`"] fn $name() { crate::with_erofs(|| super::$name("erofs")); })+
+        }
     };
 }
 pub(crate) use for_each_other_snapshotter;
+
+/// Runs a test where containerd has the erofs snapshotter.
+fn with_erofs(test: impl FnOnce()) {
+    let plugins = ctr(&["plugins", "ls"]).success().stdout();
+    let ok = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        words.first().is_some_and(|kind| kind.ends_with("snapshotter.v1"))
+            && words.get(1) == Some(&"erofs")
+            && words.last() == Some(&"ok")
+    };
+    if plugins.lines().any(ok) { test() } else { println!("test skipped: this containerd has no erofs snapshotter") }
+}
 
 /// Repeats a module's tests for each of containerd's ways from a pod to a shim. A pod costs up to a minute under
 /// emulation: `make test` has the quick ones, one way on each edition; `make test-long` has all, both ways where there are two.

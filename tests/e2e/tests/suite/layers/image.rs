@@ -16,6 +16,15 @@ pub struct LayeredImage {
 impl LayeredImage {
     /// Each layer has these files, with these contents, on top of the one before.
     pub fn new(layers: &[Vec<(String, String)>]) -> Self {
+        Self::build(layers, true)
+    }
+
+    /// Not one layer, not even busybox.
+    pub fn empty() -> Self {
+        Self::build(&[], false)
+    }
+
+    fn build(layers: &[Vec<(String, String)>], on_busybox: bool) -> Self {
         let name = format!("bulkhead.test/layers-{}:latest", std::process::id());
         let place = std::env::temp_dir().join(format!("layers-{}", std::process::id()));
         fs::create_dir_all(&place).expect("a directory for the image");
@@ -39,6 +48,10 @@ impl LayeredImage {
         let mut index = read(layout.join("index.json"));
         let mut manifest = named(&index["manifests"][0]);
         let mut config = named(&manifest["config"]);
+        if !on_busybox {
+            list(&mut config["rootfs"]["diff_ids"]).clear();
+            list(&mut manifest["layers"]).clear();
+        }
         for (number, files) in layers.iter().enumerate() {
             let layer = put(&tar(&place, number, files), "application/vnd.oci.image.layer.v1.tar");
             list(&mut config["rootfs"]["diff_ids"]).push(layer["digest"].clone());
