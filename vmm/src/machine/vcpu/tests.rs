@@ -9,7 +9,9 @@ use crate::pci::{Bus, Vector};
 use crate::virtio::device::{GuestMemory, Interrupt};
 use crate::virtio::transport::Doorbells;
 use kvm_ioctls::{Kvm, VmFd};
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress};
 
 const CODE: u64 = 0x1000;
@@ -36,11 +38,15 @@ struct Guest {
 
 impl Guest {
     fn new(kvm: &Kvm) -> Self {
-        let vm = Arc::new(kvm.create_vm().unwrap());
-        let memory = guest_memory(&layout::ram(RAM)).unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(2 << 20).unwrap();
-        let mut image = RootImage::map(&file, &layout::ram(RAM)).unwrap();
+        Self::with_image(kvm, &file)
+    }
+
+    fn with_image(kvm: &Kvm, file: &File) -> Self {
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let memory = guest_memory(&layout::ram(RAM)).unwrap();
+        let mut image = RootImage::map(file, &layout::ram(RAM)).unwrap();
         // Within reach of real mode: behind RAM.
         image.guest = RAM..RAM + (2 << 20);
         give_to_guest(&vm, &memory, &image).unwrap();
@@ -109,16 +115,29 @@ fn the_debug_serial_port_shows_what_the_guest_writes() {
     assert_eq!(&text, b"BK");
 }
 
+/// Writes to each page of the 60 KiB that real mode reaches behind RAM, and reads the first byte.
+const WRITE_ALL: &[u8] = &[
+    0xb8, 0xff, 0xff, // mov ax, 0xffff
+    0x8e, 0xd8, // mov ds, ax
+    0xbb, 0x10, 0x00, // mov bx, 0x10
+    0xc6, 0x07, 0x5a, // write: mov byte [bx], 0x5a
+    0x81, 0xc3, 0x00, 0x10, // add bx, 0x1000
+    0x73, 0xf7, // jnc write
+    0xa0, 0x10, 0x00, // mov al, [0x10]
+    0x30, 0xe4, // xor ah, ah
+    0x8c, 0xcb, // mov bx, cs
+    0x8e, 0xdb, // mov ds, bx
+];
+
 #[test]
 fn writes_to_the_root_image_change_nothing_and_stop_nobody() {
     let Some(kvm) = kvm() else { return };
-    // mov ax, 0xffff; mov ds, ax; mov byte [0x10], 0x5a; mov al, [0x10]; xor ah, ah; mov ds, (cs = 0)
-    let code = [
-        0xb8, 0xff, 0xff, 0x8e, 0xd8, 0xc6, 0x06, 0x10, 0x00, 0x5a, 0xa0, 0x10, 0x00, 0x30, 0xe4, 0x8c, 0xcb, 0x8e,
-        0xdb,
-    ];
-    let (reason, ax) = Guest::new(&kvm).run(&program(&code));
-    assert_eq!((reason, ax), (StopReason::GuestStopped, 0));
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&[7; 2 << 20], 0).unwrap();
+    assert_eq!(Guest::with_image(&kvm, &file).run(&program(WRITE_ALL)), (StopReason::GuestStopped, 7));
+    let mut content = vec![0; 2 << 20];
+    file.read_exact_at(&mut content, 0).unwrap();
+    assert!(content.iter().all(|byte| *byte == 7), "the file has changed");
 }
 
 #[test]
