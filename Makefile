@@ -1,5 +1,5 @@
 # The commands of the README and of CI. Each installs what is missing, then leaves the work to xtask.
-.PHONY: demo test test-long kernel dist check clean setup
+.PHONY: demo test test-long bench-disk kernel dist check clean setup
 
 # A container in its own microVM, started by containerd in a node VM.
 demo: setup
@@ -12,6 +12,10 @@ test: setup
 # The end-to-end suite with the tests that take many minutes, in both node editions: more than an hour.
 test-long: setup
 	cargo xtask test --skip-unit --long
+
+# Disks compared with QEMU's microvm: docs/performance.md.
+bench-disk: setup
+	cargo xtask bench disk
 
 # The guest kernel; prints its path.
 kernel: setup

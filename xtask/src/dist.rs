@@ -56,6 +56,13 @@ fn build_programs() -> Result<PathBuf> {
     Ok(target_directory().join(TARGET).join("release"))
 }
 
+/// The program that plays the shim for one machine, `vmm/examples/boot.rs`.
+pub fn boot_example() -> Result<PathBuf> {
+    let mut cargo = run::cargo();
+    run::run(cargo.args(["build", "--release", "--target", TARGET, "--package", "bulkhead-vmm", "--example", "boot"]))?;
+    Ok(target_directory().join(TARGET).join("release/examples/boot"))
+}
+
 fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| run::workspace().join("target"), PathBuf::from)
 }

@@ -17,6 +17,9 @@ const PACKAGE: &str = "linux-source-6.12";
 const FRAGMENTS: [&str; 6] =
     ["base.config", "virtio.config", "container.config", "storage.config", "network.config", "debug.config"];
 
+/// What the kernel of benchmarks has on top: devices that only other VMMs have.
+const BENCH: &str = "bench.config";
+
 /// The same input gives the same bytes on every machine with the same compiler.
 const REPRODUCIBLE: [&str; 3] =
     ["KBUILD_BUILD_TIMESTAMP=@0", "KBUILD_BUILD_USER=bulkhead", "KBUILD_BUILD_HOST=bulkhead"];
@@ -29,20 +32,29 @@ const COMPILED_FILES: usize = 1400;
 
 /// The path of the uncompressed kernel, built first if the cache has none.
 pub fn vmlinux() -> Result<PathBuf> {
+    cached("kernel", &FRAGMENTS)
+}
+
+/// The same with the devices of the VMMs that benchmarks compare with.
+pub fn bench_vmlinux() -> Result<PathBuf> {
+    cached("kernel-bench", &[&FRAGMENTS[..], &[BENCH]].concat())
+}
+
+fn cached(name: &str, names: &[&str]) -> Result<PathBuf> {
     let mut inputs = Inputs::default().value("package", format!("{SUITE}/{PACKAGE}")).value("strip", STRIP.join(" "));
     inputs = inputs.value("make", REPRODUCIBLE.join(" "));
-    for fragment in FRAGMENTS {
+    for fragment in names {
         inputs = inputs.path(&fragments().join(fragment))?;
     }
-    Ok(cache::entry("kernel", &inputs, build)?.join("vmlinux"))
+    Ok(cache::entry(name, &inputs, |into| build(into, names))?.join("vmlinux"))
 }
 
 fn fragments() -> PathBuf {
     run::workspace().join("kernel-config")
 }
 
-fn build(into: &Path) -> Result<()> {
-    let wanted = read_fragments()?;
+fn build(into: &Path, names: &[&str]) -> Result<()> {
+    let wanted = read_fragments(names)?;
     let scratch = tempfile::tempdir_in(into)?;
     let tree = unpack(scratch.path())?;
     configure(&tree, &wanted)?;
@@ -94,9 +106,9 @@ fn make(tree: &Path) -> Command {
 /// Option names with their values; an option that must stay off has the value `n`.
 type Options = BTreeMap<String, String>;
 
-fn read_fragments() -> Result<Options> {
+fn read_fragments(names: &[&str]) -> Result<Options> {
     let mut options = Options::new();
-    for fragment in FRAGMENTS {
+    for fragment in names {
         let path = fragments().join(fragment);
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         for (name, value) in parse(fragment, &text)? {
@@ -163,6 +175,6 @@ mod tests {
 
     #[test]
     fn the_fragments_agree_with_each_other() {
-        super::read_fragments().unwrap();
+        super::read_fragments(&[&super::FRAGMENTS[..], &[super::BENCH]].concat()).unwrap();
     }
 }

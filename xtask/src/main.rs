@@ -1,5 +1,6 @@
 //! The developer's commands. CI runs the same ones. `cargo xtask --help` lists them.
 
+mod bench;
 mod bootstrap;
 mod cache;
 mod check;
@@ -60,6 +61,8 @@ enum Task {
     Check,
     /// Runs all checks, then the end-to-end suite in a node VM of each edition.
     Test(test::Options),
+    /// Measures against other VMMs, in a node VM under the instruction clock. The last line printed is the result's path.
+    Bench(bench::Options),
     /// Shows a container in its own microVM, in a node VM.
     Demo,
 }
@@ -83,6 +86,7 @@ fn carry_out(task: Task) -> Result<ExitCode> {
         Task::Node(options) => node::node(&options),
         Task::Check => check::check().map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::test(&options),
+        Task::Bench(options) => bench::bench(&options).and_then(|path| print_path(&path)),
         Task::Demo => demo::demo(),
     }
 }

@@ -1,0 +1,98 @@
+//! `cargo xtask bench disk`: both VMMs boot the same kernel and guest image on the same disk, in turn, in one node.
+
+use super::result::{self, Job};
+use super::{images, output};
+use crate::{dist, kernel, node_image, run};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use node_vm::{Builder, Clock, Edition};
+use serde_json::json;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+
+const DEADLINE: Duration = Duration::from_secs(3600);
+
+#[derive(Args)]
+pub struct Options {
+    /// The node's generation: trixie or forky.
+    #[arg(long, default_value = "trixie")]
+    edition: Edition,
+    /// How often each VMM is booted and runs all jobs.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+}
+
+pub fn measure(options: &Options) -> Result<PathBuf> {
+    let jobs = fs::read_to_string(images::recipe().join("jobs")).context("cannot read images/bench/jobs")?;
+    let jobs = Job::parse_all(&jobs)?;
+    let directory = run::workspace().join("target/bench");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+
+    let text = boot(options, &directory)?;
+    let samples = output::parse(&text, &jobs)?;
+    let rows = result::rows(&jobs, &samples)?;
+    let path = directory.join("disk.json");
+    let report = json!({
+        "clock": "instructions: the node's clock advances one nanosecond for each",
+        "unit": "nanoseconds of that clock for a request: instructions of guest, VMM and node together",
+        "edition": options.edition.to_string(),
+        "rounds": options.rounds,
+        "jobs": result::json(&rows),
+    });
+    fs::write(&path, format!("{report:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    print!("{}", result::table(&rows));
+    Ok(path)
+}
+
+/// What the guests said. It is also kept in `directory`, also of a run that failed.
+fn boot(options: &Options, directory: &Path) -> Result<String> {
+    let tools = images::tools()?;
+    let files = files(&tools)?;
+    let builder = Builder::new(node_image::seeded(options.edition)?).clock(Clock::Instructions);
+    let builder = builder.share("bench", files.path()).share("qemu", &tools);
+    let mut node = builder.artifacts(directory.join("node")).start()?;
+    let script = fs::read_to_string(images::recipe().join("measure")).context("cannot read images/bench/measure")?;
+    let script = format!("export ROUNDS={}\nbash -s <<'SCRIPT'\n{script}\nSCRIPT\n", options.rounds);
+    let mut log = Log { text: Vec::new(), file: fs::File::create(directory.join("disk.log"))? };
+    let code = node.run(&script, DEADLINE, &mut log)?;
+    node.power_off()?;
+    let text = String::from_utf8_lossy(&log.text).into_owned();
+    ensure!(code == 0, "images/bench/measure failed with exit code {code}; its log is in {}", directory.display());
+    Ok(text)
+}
+
+/// Everything but QEMU that the node needs, in one directory.
+fn files(tools: &Path) -> Result<TempDir> {
+    let directory = tempfile::Builder::new().prefix("bench-").tempdir_in("/var/tmp")?;
+    let files = [
+        ("bulkhead-vmm", dist::bundle()?.directory.join("bin/bulkhead-vmm")),
+        ("boot", dist::boot_example()?),
+        ("guest.erofs", images::guest(tools)?),
+        ("vmlinux", kernel::bench_vmlinux()?),
+    ];
+    for (name, from) in files {
+        fs::copy(&from, directory.path().join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    Ok(directory)
+}
+
+/// Keeps what the node prints, and shows how far it is.
+struct Log {
+    text: Vec<u8>,
+    file: fs::File,
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        self.file.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}

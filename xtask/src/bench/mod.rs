@@ -1,0 +1,31 @@
+//! `cargo xtask bench`: measurements against other VMMs in a node VM under the instruction clock. docs/performance.md
+//! tells how to read them.
+
+mod disk;
+mod images;
+mod output;
+mod result;
+mod statistics;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Options {
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(Subcommand)]
+enum Subject {
+    /// virtio-blk: instructions for each request, compared with QEMU's microvm.
+    Disk(disk::Options),
+}
+
+/// Prints a table and returns the path of the result's file.
+pub fn bench(options: &Options) -> Result<PathBuf> {
+    match &options.subject {
+        Subject::Disk(options) => disk::measure(options),
+    }
+}
