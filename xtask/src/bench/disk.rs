@@ -23,6 +23,9 @@ pub struct Options {
     /// How often each VMM is booted and runs all jobs.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
+    /// Makes the table of what an earlier run's nodes printed, instead of measuring.
+    #[arg(long)]
+    log: Option<PathBuf>,
 }
 
 pub fn measure(options: &Options) -> Result<PathBuf> {
@@ -31,7 +34,10 @@ pub fn measure(options: &Options) -> Result<PathBuf> {
     let directory = run::workspace().join("target/bench");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
 
-    let text = boot(options, &directory)?;
+    let text = match &options.log {
+        Some(log) => fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?,
+        None => boot(options, &directory)?,
+    };
     let samples = output::parse(&text, &jobs)?;
     let rows = result::rows(&jobs, &samples)?;
     let path = directory.join("disk.json");
@@ -39,7 +45,6 @@ pub fn measure(options: &Options) -> Result<PathBuf> {
         "clock": "instructions: the node's clock advances one nanosecond for each",
         "unit": "nanoseconds of that clock for a request: instructions of guest, VMM and node together",
         "edition": options.edition.to_string(),
-        "rounds": options.rounds,
         "jobs": result::json(&rows),
     });
     fs::write(&path, format!("{report:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
