@@ -76,7 +76,11 @@ impl Task {
         match outcome {
             Ok(code) => Finished { code, stdout, stderr },
             Err(error) => {
-                stderr.extend(error.to_string().bytes());
+                let text = match error {
+                    ttrpc::Error::RpcStatus(status) => status.message,
+                    other => other.to_string(),
+                };
+                stderr.extend(text.bytes());
                 Finished { code: -1, stdout, stderr }
             }
         }
