@@ -171,6 +171,8 @@ fn no_file_server_runs(snapshotter: &str) {
     for argument in [
         "--annotation".to_owned(),
         format!("io.kubernetes.cri.sandbox-uid={uid}"),
+        "--annotation".to_owned(),
+        "io.bulkhead.scratch_mib=64".to_owned(),
         "--mount".to_owned(),
         bind(settings.to_str().expect("a plain path"), "/config", "ro"),
         "--mount".to_owned(),
@@ -182,6 +184,12 @@ fn no_file_server_runs(snapshotter: &str) {
     }
     let container = container.command(&FOREVER).start();
     assert_eq!(container.shell("tee /cache/x /memory/x < /config/greeting; cat /cache/x").stdout(), "hellohello");
+    // A writable layer of its own has the same limit.
+    for path in if snapshotter == "erofs" { &["/cache", "/"][..] } else { &["/cache"] } {
+        let line = container.shell(&format!("df -m {path} | tail -n 1 | tr -s ' '")).success().stdout();
+        let total: u32 = line.split(' ').nth(1).and_then(|mib| mib.parse().ok()).expect("a number");
+        assert!((48..=64).contains(&total), "{path}: {line}");
+    }
     let ours = processes();
     assert!(ours.iter().any(|process| process.ends_with("bulkhead-vmm")), "{ours:?}");
     assert!(!ours.iter().any(|process| process.ends_with("bulkhead-fsd")), "{ours:?}");
