@@ -5,6 +5,7 @@
 //! open, and a reader who does not read, are bounded by whoever waits ([`Copies::drained`]).
 
 mod endpoint;
+mod fifo;
 mod input;
 mod logger;
 mod output;
@@ -14,10 +15,11 @@ pub use endpoint::{Endpoint, StdioError};
 use crate::identifier::Identifier;
 use agent_protocol::agent::Streams;
 use agent_protocol::stream::{Channel, Hello};
+use fifo::Fifo;
 use input::InputWriter;
 use output::Output;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -114,11 +116,12 @@ pub struct Copies {
 }
 
 /// How far one output has come.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Progress {
     channel: Channel,
-    /// Bytes that reached the node's end.
+    /// Bytes that were written to the node's end.
     delivered: u64,
+    fifo: Weak<Fifo>,
     ended: bool,
 }
 
@@ -162,10 +165,10 @@ impl Copies {
     }
 
     fn start_output(&self, channel: Channel, output: Output, stream: UnixStream) {
-        let mut index = 0;
+        let (mut index, fifo) = (0, output.fifo());
         self.progress.send_modify(|outputs| {
             index = outputs.len();
-            outputs.push(Progress { channel, delivered: 0, ended: false });
+            outputs.push(Progress { channel, delivered: 0, fifo, ended: false });
         });
         let report = Report { progress: self.progress.clone(), index };
         let task = tokio::spawn(async move {
@@ -181,11 +184,18 @@ impl Copies {
         lock(&self.writer).take();
     }
 
-    /// Waits until output has reached the node's ends, up to `awaited` or its end. False: it has not within `limit`.
+    /// Waits until output has been read at the node's ends, up to `awaited` or its end. False: it has not within `limit`.
     pub async fn drained(&self, awaited: Awaited, limit: Duration) -> bool {
         let mut progress = self.progress.subscribe();
-        let met = progress.wait_for(|outputs| outputs.iter().all(|output| awaited.is_met(output)));
-        tokio::time::timeout(limit, met).await.is_ok()
+        let read = async {
+            let written = progress.wait_for(|outputs| outputs.iter().all(|output| awaited.is_met(output))).await;
+            let fifos = |outputs: &Vec<Progress>| outputs.iter().filter_map(|output| output.fifo.upgrade()).collect();
+            let fifos: Vec<Arc<Fifo>> = written.map_or_else(|_| Vec::new(), |outputs| fifos(&outputs));
+            for fifo in fifos {
+                fifo.taken().await;
+            }
+        };
+        tokio::time::timeout(limit, read).await.is_ok()
     }
 
     /// How many bytes of `written` have not reached the node's ends.

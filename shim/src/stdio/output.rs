@@ -1,20 +1,22 @@
 //! stdout and stderr: from frames into a FIFO, a file or a logger.
 
 use super::endpoint::{Endpoint, StdioError};
+use super::fifo::Fifo;
 use super::logger;
 use crate::identifier::Identifier;
 use agent_protocol::stream::{Frame, HEADER};
 use std::io;
 use std::path::Path;
+use std::sync::{Arc, Weak};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe::{OpenOptions, Sender};
+use tokio::net::unix::pipe::Sender;
 
 /// Where a channel's bytes go.
 #[derive(Debug)]
 pub enum Output {
-    Pipe(Sender),
+    Pipe(Arc<Fifo>),
     File(File),
 }
 
@@ -35,18 +37,12 @@ pub fn open(
     for (index, endpoint) in endpoints.into_iter().enumerate() {
         outputs[index] = match endpoint {
             Endpoint::Null => None,
-            Endpoint::Fifo(path) => Some(Output::Pipe(open_fifo(&path)?)),
+            Endpoint::Fifo(path) => Some(Output::Pipe(Arc::new(Fifo::open(&path).map_err(StdioError::open(&path))?))),
             Endpoint::File(path) => Some(Output::File(open_file(&path)?)),
-            Endpoint::Logger(_) => logger.as_mut().and_then(|pipes| pipes[index].take()).map(Output::Pipe),
+            Endpoint::Logger(_) => logger.as_mut().and_then(|pipes| pipes[index].take()).map(Output::logged),
         };
     }
     Ok(outputs)
-}
-
-/// For both directions: no reader is needed to open it, and a reader that goes away and comes back (a restart of
-/// containerd) sees neither an end nor we an error.
-fn open_fifo(path: &Path) -> Result<Sender, StdioError> {
-    OpenOptions::new().read_write(true).open_sender(path).map_err(StdioError::open(path))
 }
 
 fn open_file(path: &Path) -> Result<File, StdioError> {
@@ -55,8 +51,20 @@ fn open_file(path: &Path) -> Result<File, StdioError> {
 }
 
 impl Output {
-    /// Copies until the channel's end, and tells `delivered` how many bytes were taken each time. An error when the connection breaks
-    /// without an end.
+    fn logged(pipe: Sender) -> Self {
+        Self::Pipe(Arc::new(pipe.into()))
+    }
+
+    /// Where it can be asked what was read. Open no longer than the output.
+    pub fn fifo(&self) -> Weak<Fifo> {
+        match self {
+            Self::Pipe(fifo) => Arc::downgrade(fifo),
+            Self::File(_) => Weak::new(),
+        }
+    }
+
+    /// Copies until the channel's end, and tells `delivered` how many bytes were written each time. Returns once they were
+    /// read; an error when the connection breaks without an end.
     pub async fn copy(mut self, mut stream: UnixStream, delivered: impl Fn(usize)) -> io::Result<()> {
         let mut buffer = Vec::new();
         loop {
@@ -90,7 +98,10 @@ impl Output {
 
     async fn finish(mut self) -> io::Result<()> {
         match &mut self {
-            Self::Pipe(_) => Ok(()),
+            Self::Pipe(fifo) => {
+                fifo.taken().await;
+                Ok(())
+            }
             Self::File(file) => file.flush().await,
         }
     }

@@ -120,6 +120,41 @@ async fn an_output_that_is_held_open_is_awaited_up_to_what_was_written() {
 }
 
 #[tokio::test]
+async fn output_that_fits_the_fifo_is_awaited_until_it_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(&directory, "out");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (copies, mut guest) = connect(open(&Stdio { stdout: text(&path), ..Default::default() }).unwrap()).await;
+    send(&mut guest, Frame::Data(3), b"out").await;
+    let written = Awaited { stdout: 3, stderr: 0 };
+    assert!(!copies.drained(written, Duration::from_millis(50)).await);
+    send(&mut guest, Frame::End, b"").await;
+    assert!(!copies.drained(Awaited::END, Duration::from_millis(50)).await);
+    let mut received = String::new();
+    let (read, drained) = tokio::join!(reader.read_to_string(&mut received), copies.drained(Awaited::END, SOON));
+    assert_eq!(read.unwrap(), 3);
+    assert!(drained);
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_is_not_awaited() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(&directory, "out");
+    let (copies, mut guest) = connect(open(&Stdio { stdout: text(&path), ..Default::default() }).unwrap()).await;
+    send(&mut guest, Frame::Data(3), b"out").await;
+    assert!(copies.drained(Awaited { stdout: 3, stderr: 0 }, SOON).await);
+    // Who comes later finds it, and sees no end.
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let mut received = [0; 3];
+    reader.read_exact(&mut received).await.unwrap();
+    drop(reader);
+    send(&mut guest, Frame::Data(5), b"later").await;
+    send(&mut guest, Frame::End, b"").await;
+    assert!(copies.drained(Awaited::END, SOON).await);
+    assert_eq!(copies.missing(Awaited { stdout: 8, stderr: 0 }), 0);
+}
+
+#[tokio::test]
 async fn a_broken_connection_ends_the_output() {
     let directory = tempfile::tempdir().unwrap();
     let path = fifo(&directory, "out");
