@@ -35,6 +35,7 @@ fn volumes_are_shared_as_kubelet_prepared_them(sandboxer: Sandboxer) {
     a_configuration_is_read_only_and_changes_at_once(&volumes, &[&first, &second]);
     what_one_container_writes_the_others_and_the_node_read(&volumes, &first, &second);
     what_the_node_mounts_later_arrives(&volumes, &first);
+    read_only_is_all_that_is_below(&volumes, &pod);
     what_cannot_be_shared_is_refused(&volumes, &pod);
     drop(pod);
     drop(volumes);
@@ -77,6 +78,15 @@ fn what_the_node_mounts_later_arrives(volumes: &Volumes, container: &Container) 
     run(&["mount", "-t", "tmpfs", "late", &late]);
     fs::write(Path::new(&late).join("news"), "late\n").expect("it can be written");
     eventually("the mount arrives", || container.shell("cat /arrivals/late/news").stdout() == "late\n");
+}
+
+/// Another file system is mounted below the volume by now.
+fn read_only_is_all_that_is_below(volumes: &Volumes, pod: &Pod) {
+    let sealed = pod.container("sealed", BUSYBOX).command(&FOREVER);
+    let sealed = volume(sealed, &volumes.path("arrivals"), "/arrivals", |mount| mount.readonly = true).start();
+    assert_eq!(sealed.shell("cat /arrivals/late/news").stdout(), "late\n");
+    let refused = sealed.shell("echo mine > /arrivals/late/news; touch /arrivals/new");
+    assert_eq!(refused.stderr().matches("Read-only file system").count(), 2, "{}", refused.stderr());
 }
 
 fn what_cannot_be_shared_is_refused(volumes: &Volumes, pod: &Pod) {
