@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 crate::for_each_sandboxer!(
-    quick: a_disk_that_vanishes_gives_errors_and_one_clear_line;
+    quick: a_disk_that_vanishes_gives_errors_and_one_clear_line, reads_of_a_slow_disk_wait_together;
     long: a_pod_whose_disk_hangs_is_removed_in_time
 );
 
@@ -60,6 +60,28 @@ fn what_is_discarded_is_given_back(container: &Container, volume: &Volume) {
     assert!(written * 512 >= 8 * MIB, "{written}");
     container.shell("blkdiscard -o 0 -l 8388608 /dev/volume").success();
     assert!(blocks() * 512 < MIB, "{} of {written} blocks are left", blocks());
+}
+
+/// On one queue, as the guest has one processor.
+fn reads_of_a_slow_disk_wait_together(sandboxer: Sandboxer) {
+    let before = Traces::now();
+    let volume = Volume::slow("slow", Duration::from_secs(1));
+    let pod = Pod::new("slow", sandboxer).annotation("io.bulkhead.vcpus", "1").run();
+    let container = with_volume(&pod, &volume);
+    let read = "dd if=/dev/volume of=/dev/null bs=4096 count=1 iflag=direct";
+    let started = Instant::now();
+    container.shell(&format!("{read} skip=64")).success();
+    assert!(started.elapsed() >= Duration::from_secs(1), "the disk is not slow");
+
+    let all = format!("for i in $(seq 2 17); do {read} skip=$((i * 64)) & done; wait");
+    let started = Instant::now();
+    container.shell(&all).success();
+    // One after the other they take 16 s.
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    println!("16 reads of a second each took {:?}", started.elapsed());
+    drop(pod);
+    drop(volume);
+    assert_nothing_left_since(&before);
 }
 
 fn a_pod_whose_disk_hangs_is_removed_in_time(sandboxer: Sandboxer) {
@@ -191,12 +213,22 @@ struct Volume {
 
 impl Volume {
     fn new(name: &str) -> Self {
+        Self::with_table(name, |device, sectors| format!("0 {sectors} linear {device} 0"))
+    }
+
+    /// Each read takes so long.
+    fn slow(name: &str, delay: Duration) -> Self {
+        let delay = delay.as_millis();
+        Self::with_table(name, |device, sectors| format!("0 {sectors} delay {device} 0 {delay} {device} 0 0"))
+    }
+
+    fn with_table(name: &str, table: impl Fn(&str, u64) -> String) -> Self {
         let name = format!("e2e-{name}-{}", std::process::id());
         let image = PathBuf::from(format!("/srv/{name}.img"));
         fs::File::create_new(&image).and_then(|file| file.set_len(16 * MIB)).expect("a new file");
         let loop_device = run(&["losetup", "--find", "--show", image.to_str().expect("a plain path")]);
         let loop_device = loop_device.trim().to_owned();
-        let table = format!("0 {} linear {loop_device} 0", 16 * MIB / 512);
+        let table = table(&loop_device, 16 * MIB / 512);
         run(&["dmsetup", "create", &name, "--table", &table]);
         let known = run(&["dmsetup", "info", "--columns", "--noheadings", "--options", "blkdevname", &name]);
         let device = format!("/dev/{}", known.trim());
