@@ -88,6 +88,7 @@ const VCPU: &[Rule] = &[with(libc::SYS_ioctl, &[Is(1, KVM_RUN)])];
 const BLOCK: &[Rule] = &[
     any(libc::SYS_preadv),
     with(libc::SYS_preadv2, &[Is(5, libc::RWF_NOWAIT as u64)]),
+    with(libc::SYS_fadvise64, &[Is(3, libc::POSIX_FADV_WILLNEED as u64)]),
     any(libc::SYS_pwritev),
     any(libc::SYS_fsync),
     any(libc::SYS_fdatasync),

@@ -89,6 +89,12 @@ impl Chain {
 }
 
 impl Buffer {
+    /// One piece of guest memory.
+    #[cfg(test)]
+    pub fn of(address: u64, length: usize) -> Self {
+        Self { segments: vec![Segment { address: GuestAddress(address), length }], length }
+    }
+
     fn clear(&mut self) {
         self.length = 0;
         self.segments.clear();

@@ -5,7 +5,7 @@ use super::spec::SECTOR;
 use crate::virtio::chain::{Buffer, Memory};
 use crate::virtio::vectored;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub enum Image {
         length: u64,
         /// The node's kernel tells once that it lost something that was written, and then forgets.
         lossy: AtomicBool,
-        /// Its file system cannot read without waiting.
+        /// It is on something that cannot tell whether a read would wait: many targets of device-mapper are.
         always_waits: AtomicBool,
     },
     /// Regular files that are never written. Between one's end and the next one's start the disk reads as zeroes.
@@ -100,23 +100,24 @@ impl Image {
     /// The same without waiting for the node's disks. Returns how many bytes were there; the node reads the others
     /// meanwhile.
     pub fn read_cached(&self, memory: &Memory, buffer: &Buffer, length: usize, offset: u64) -> io::Result<usize> {
-        let Self::File { always_waits, .. } = self else { return Ok(0) };
-        if always_waits.load(Ordering::Relaxed) {
-            return Ok(0);
+        if let Self::File { file, always_waits, .. } = self
+            && always_waits.load(Ordering::Relaxed)
+        {
+            return begin(file, offset, length);
         }
-        let result = self.fill(memory, buffer, 0..length, offset, |file, at, range| {
+        self.fill(memory, buffer, 0..length, offset, |file, at, range| {
+            let length = range.len();
             match vectored::read_cached_at(file, at, memory, buffer, range) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    if let Self::File { always_waits, .. } = self {
+                        always_waits.store(true, Ordering::Relaxed);
+                    }
+                    begin(file, at, length)
+                }
                 result => result,
             }
-        });
-        match result {
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                always_waits.store(true, Ordering::Relaxed);
-                Ok(0)
-            }
-            result => result,
-        }
+        })
     }
 
     /// Writes the bytes `range` of a buffer at `offset` of the disk.
@@ -216,6 +217,15 @@ impl Image {
     }
 }
 
+/// Has the node read these bytes into its memory. None of them counts as there.
+fn begin(file: &File, offset: u64, length: usize) -> io::Result<usize> {
+    if let (Ok(offset), Ok(length)) = (libc::off_t::try_from(offset), libc::off_t::try_from(length)) {
+        // Whatever is wrong, reading tells.
+        let _ = posix_fadvise(file, offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
+    Ok(0)
+}
+
 /// A file that ends early was cut while in use.
 fn cut() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
@@ -246,6 +256,25 @@ fn transfer(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_without_waiting_is_begun_all_the_same() {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 1 << 16], 0).unwrap();
+        file.sync_all().unwrap();
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        let (lossy, always_waits) = (AtomicBool::new(false), AtomicBool::new(true));
+        let image = Image::File { file, length: 1 << 16, lossy, always_waits };
+        let driver = crate::virtio::testing::Driver::start(crate::virtio::rng::Rng::new(), 0);
+        let buffer = Buffer::of(crate::virtio::testing::BUFFERS, 4096);
+        assert_eq!(image.read_cached(&driver.memory, &buffer, 4096, 4096).unwrap(), 0);
+        let Image::File { file, .. } = &image else { unreachable!("it is one") };
+        crate::virtio::testing::eventually("it is in memory", || {
+            vectored::read_cached_at(file, 4096, &driver.memory, &buffer, 0..4096).is_ok()
+        });
+        image.read(&driver.memory, &buffer, 0..4096, 4096).unwrap();
+        assert_eq!(driver.read(crate::virtio::testing::BUFFERS, 4096), [7; 4096]);
+    }
 
     #[test]
     fn a_disk_that_lost_a_write_takes_no_more() {
