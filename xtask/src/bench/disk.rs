@@ -1,9 +1,10 @@
 //! `cargo xtask bench disk`: both VMMs boot the same kernel and guest image on the same disk, in turn, in one node.
 
+use super::plan::Plan;
 use super::result::{self, Job};
 use super::{images, output};
 use crate::{dist, kernel, node_image, run};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use node_vm::{Builder, Clock, Edition};
 use serde_json::json;
@@ -14,6 +15,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(3600);
+
+/// How many nodes are tried.
+const NODES: u32 = 4;
 
 #[derive(Args)]
 pub struct Options {
@@ -34,39 +38,60 @@ pub fn measure(options: &Options) -> Result<PathBuf> {
     let directory = run::workspace().join("target/bench");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
 
+    let wanted = Plan::new(&jobs, options.rounds);
     let text = match &options.log {
         Some(log) => fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?,
-        None => boot(options, &directory)?,
+        None => run_nodes(options, &wanted, &jobs, &directory)?,
     };
-    let samples = output::parse(&text, &jobs)?;
-    let rows = result::rows(&jobs, &samples)?;
+    let measured = output::parse(&text, &jobs)?;
+    let rows = result::rows(&jobs, &measured.samples)?;
     let path = directory.join("disk.json");
     let report = json!({
         "clock": "instructions: the node's clock advances one nanosecond for each",
         "unit": "nanoseconds of that clock for a request: instructions of guest, VMM and node together",
         "edition": options.edition.to_string(),
+        "boots": measured.boots,
+        "failed boots": result::failures(&measured.failures),
         "jobs": result::json(&rows),
     });
     fs::write(&path, format!("{report:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
-    print!("{}", result::table(&rows));
+    print!("{}\n{}", result::table(&rows), result::repeats(&measured));
     Ok(path)
 }
 
-/// What the guests said. It is also kept in `directory`, also of a run that failed.
-fn boot(options: &Options, directory: &Path) -> Result<String> {
+/// What the guests said in as many nodes as it took. It is also kept in `directory`, also of a run that failed.
+///
+/// An emulated node that runs guests may stand still for good, and a guest in it may die of its processor: what a node did not
+/// bring to an end is given to another one.
+fn run_nodes(options: &Options, wanted: &Plan, jobs: &[Job], directory: &Path) -> Result<String> {
     let tools = images::tools()?;
     let files = files(&tools)?;
+    let mut log = Log { text: Vec::new(), file: fs::File::create(directory.join("disk.log"))? };
+    for _ in 0..NODES {
+        let text = String::from_utf8_lossy(&log.text).into_owned();
+        let left = wanted.without(&output::parse(&text, jobs)?.samples);
+        if left.is_empty() {
+            return Ok(text);
+        }
+        if let Err(error) = run_node(options, &left, &tools, files.path(), directory, &mut log) {
+            eprintln!("a node is given up: {error:#}");
+        }
+        // The next node's first line must not be the end of this one's last.
+        log.write_all(b"\n")?;
+    }
+    bail!("{NODES} nodes did not bring every job to its end; their log is in {}", directory.display())
+}
+
+fn run_node(options: &Options, plan: &Plan, tools: &Path, files: &Path, directory: &Path, log: &mut Log) -> Result<()> {
     let builder = Builder::new(node_image::seeded(options.edition)?).clock(Clock::Instructions);
-    let builder = builder.share("bench", files.path()).share("qemu", &tools);
+    let builder = builder.share("bench", files).share("qemu", tools);
     let mut node = builder.artifacts(directory.join("node")).start()?;
     let script = fs::read_to_string(images::recipe().join("measure")).context("cannot read images/bench/measure")?;
-    let script = format!("export ROUNDS={}\nbash -s <<'SCRIPT'\n{script}\nSCRIPT\n", options.rounds);
-    let mut log = Log { text: Vec::new(), file: fs::File::create(directory.join("disk.log"))? };
-    let code = node.run(&script, DEADLINE, &mut log)?;
+    let script = format!("export PLAN='{}'\nbash -s <<'SCRIPT'\n{script}\nSCRIPT\n", plan.to_text());
+    let code = node.run(&script, DEADLINE, log)?;
     node.power_off()?;
-    let text = String::from_utf8_lossy(&log.text).into_owned();
-    ensure!(code == 0, "images/bench/measure failed with exit code {code}; its log is in {}", directory.display());
-    Ok(text)
+    ensure!(code == 0, "images/bench/measure failed with exit code {code}");
+    Ok(())
 }
 
 /// Everything but QEMU that the node needs, in one directory.

@@ -4,6 +4,7 @@
 mod disk;
 mod images;
 mod output;
+mod plan;
 mod result;
 mod statistics;
 

@@ -23,9 +23,26 @@ mod field {
 #[derive(Debug, PartialEq)]
 pub struct Sample {
     pub contender: String,
+    pub round: u32,
     pub job: String,
     /// Under the instruction clock: instructions.
     pub nanoseconds_per_request: f64,
+}
+
+/// A boot that did not do all that it was asked for.
+#[derive(Debug, PartialEq)]
+pub struct Failure {
+    pub contender: String,
+    pub reason: String,
+}
+
+/// What some nodes said.
+#[derive(Debug, Default)]
+pub struct Measured {
+    pub samples: Vec<Sample>,
+    /// How many there were, with those that failed.
+    pub boots: usize,
+    pub failures: Vec<Failure>,
 }
 
 /// Two readings of the clocks, in nanoseconds.
@@ -35,70 +52,134 @@ struct Clocks {
     guest: u64,
 }
 
-/// Samples of every job of every boot, in the order of the text. An incomplete boot is an error.
-pub fn parse(text: &str, jobs: &[Job]) -> Result<Vec<Sample>> {
-    let mut samples = Vec::new();
-    let mut boot = Boot::default();
+/// Samples of every job that was done, in the order of the text. A job that fio failed is an error; one that no guest came to
+/// the end of is not there.
+pub fn parse(text: &str, jobs: &[Job]) -> Result<Measured> {
+    let mut measured = Measured::default();
+    let mut boot: Option<Boot> = None;
     for line in text.lines() {
-        let Some((contender, node, said)) = stamped(line) else { continue };
-        if let Some(guest) = said.strip_prefix("clock ") {
-            let guest = guest.parse().with_context(|| format!("the guest's clock shows `{guest}`"))?;
-            if let Some(complete) = boot.clock(contender, Clocks { node, guest }, jobs)? {
-                samples.extend(complete);
-                boot = Boot::default();
-            }
-        } else if said.starts_with("3;fio-") {
-            boot.samples.push(sample(contender, said, jobs)?);
+        let Some(line) = Line::parse(line) else { continue };
+        if let Some(names) = line.said.strip_prefix("boot ") {
+            measured.take(boot.replace(Boot::new(&line, names)));
+        } else if let Some(boot) = &mut boot {
+            boot.hear(&line, jobs)?;
         }
     }
-    ensure!(boot.begun.is_none(), "a guest did not come to its end");
-    ensure!(!samples.is_empty(), "no guest said anything");
-    Ok(samples)
+    measured.take(boot);
+    Ok(measured)
+}
+
+impl Measured {
+    fn take(&mut self, boot: Option<Boot>) {
+        let Some(boot) = boot else { return };
+        self.boots += 1;
+        if boot.samples.len() < boot.wanted {
+            let reason = boot.trouble.unwrap_or_else(|| "it stood still".to_owned());
+            self.failures.push(Failure { contender: boot.contender, reason });
+        }
+        self.samples.extend(boot.samples);
+    }
 }
 
 /// `CONTENDER ROUND NANOSECONDS LINE`. Our own VMM's runner puts `[seconds] ` before a guest's line.
-fn stamped(line: &str) -> Option<(&str, u64, &str)> {
-    let mut words = line.trim_end().splitn(4, ' ');
-    let contender = words.next()?;
-    words.next()?.parse::<u32>().ok()?;
-    let node = words.next()?.parse().ok()?;
-    let said = words.next()?;
-    let said = match said.strip_prefix('[') {
-        Some(rest) => rest.split_once("] ")?.1,
-        None => said,
-    };
-    Some((contender, node, said))
+#[derive(Debug, PartialEq)]
+struct Line<'a> {
+    contender: &'a str,
+    round: u32,
+    node: u64,
+    said: &'a str,
 }
 
-#[derive(Default)]
-struct Boot {
-    begun: Option<Clocks>,
-    samples: Vec<Sample>,
-}
-
-impl Boot {
-    /// Takes note of the clocks before the first job, or returns the samples after the last one.
-    fn clock(&mut self, contender: &str, now: Clocks, jobs: &[Job]) -> Result<Option<Vec<Sample>>> {
-        let Some(begun) = self.begun else {
-            self.begun = Some(now);
-            return Ok(None);
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut words = line.trim_end().splitn(4, ' ');
+        let contender = words.next()?;
+        let round = words.next()?.parse().ok()?;
+        let node = words.next()?.parse().ok()?;
+        let said = words.next()?;
+        let said = match said.strip_prefix('[') {
+            Some(rest) => rest.split_once("] ")?.1,
+            None => said,
         };
-        let node = now.node.saturating_sub(begun.node) as f64;
-        let guest = now.guest.saturating_sub(begun.guest) as f64;
-        let difference = (guest - node).abs() / node;
-        ensure!(
-            difference <= CLOCK_TOLERANCE,
-            "the clocks disagree on {contender}: {guest} ns in the guest, {node} ns in the node"
-        );
-        let done: Vec<&str> = self.samples.iter().map(|sample| sample.job.as_str()).collect();
-        let wanted: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
-        ensure!(done == wanted, "a guest of {contender} did {done:?} instead of {wanted:?}");
-        Ok(Some(std::mem::take(&mut self.samples)))
+        Some(Self { contender, round, node, said })
     }
 }
 
-fn sample(contender: &str, line: &str, jobs: &[Job]) -> Result<Sample> {
-    let fields: Vec<&str> = line.split(';').collect();
+/// One guest.
+#[derive(Debug)]
+struct Boot {
+    contender: String,
+    wanted: usize,
+    /// The clocks before and after the job that runs.
+    clocks: Vec<Clocks>,
+    running: Option<Sample>,
+    samples: Vec<Sample>,
+    /// The first thing that went wrong.
+    trouble: Option<String>,
+}
+
+impl Boot {
+    fn new(line: &Line<'_>, names: &str) -> Self {
+        Self {
+            contender: line.contender.to_owned(),
+            wanted: names.split(',').count(),
+            clocks: Vec::new(),
+            running: None,
+            samples: Vec::new(),
+            trouble: None,
+        }
+    }
+
+    fn hear(&mut self, line: &Line<'_>, jobs: &[Job]) -> Result<()> {
+        if line.said.starts_with("job ") {
+            self.clocks.clear();
+            self.running = None;
+        } else if let Some(guest) = line.said.strip_prefix("clock ") {
+            let guest = guest.parse().with_context(|| format!("the guest's clock shows `{guest}`"))?;
+            self.clocks.push(Clocks { node: line.node, guest });
+        } else if line.said.starts_with("3;fio-") {
+            self.running = Some(sample(line, jobs)?);
+        } else if let Some(name) = line.said.strip_prefix("done ") {
+            self.finish(name)?;
+        } else if let Some(reason) = trouble(line.said) {
+            self.trouble.get_or_insert(reason);
+        }
+        Ok(())
+    }
+
+    /// Accepts the job's sample if its guest's clock can be trusted.
+    fn finish(&mut self, name: &str) -> Result<()> {
+        let sample = self.running.take().filter(|sample| sample.job == name);
+        let sample = sample.with_context(|| format!("fio said nothing of {name}"))?;
+        let [before, after] = self.clocks[..] else { bail!("{name} lacks a reading of the clock") };
+        let node = after.node.saturating_sub(before.node) as f64;
+        let guest = after.guest.saturating_sub(before.guest) as f64;
+        if (guest - node).abs() <= node * CLOCK_TOLERANCE {
+            self.samples.push(sample);
+        } else {
+            let reason = format!("the clocks disagree: {guest} ns in the guest, {node} ns in the node");
+            self.trouble.get_or_insert(reason);
+        }
+        Ok(())
+    }
+}
+
+/// What a line says of a guest's end, if it is not the end of a guest that is done.
+fn trouble(said: &str) -> Option<String> {
+    if said.contains("PANIC: ") || said.contains("Oops: ") || said.contains("Kernel panic") {
+        // Without the kernel's time.
+        return Some(said.rsplit_once("] ").map_or(said, |(_, rest)| rest).to_owned());
+    }
+    match said.strip_prefix("end ")? {
+        "0" => Some("the guest ended".to_owned()),
+        "124" => Some("it took too long".to_owned()),
+        code => Some(format!("the VMM ended with code {code}")),
+    }
+}
+
+fn sample(line: &Line<'_>, jobs: &[Job]) -> Result<Sample> {
+    let contender = line.contender;
+    let fields: Vec<&str> = line.said.split(';').collect();
     let number = |index: usize| -> Result<u64> {
         let text = fields.get(index).with_context(|| format!("fio's line ends before field {index}"))?;
         text.parse().with_context(|| format!("field {index} of fio's line is `{text}`"))
@@ -116,12 +197,12 @@ fn sample(contender: &str, line: &str, jobs: &[Job]) -> Result<Sample> {
     }
     let nanoseconds = number(moved + field::MILLISECONDS)? as f64 * 1e6;
     let nanoseconds_per_request = nanoseconds / job.requests() as f64;
-    Ok(Sample { contender: contender.to_owned(), job: job.name.clone(), nanoseconds_per_request })
+    Ok(Sample { contender: contender.to_owned(), round: line.round, job: job.name.clone(), nanoseconds_per_request })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{parse, stamped};
+    use super::{Line, parse};
     use crate::bench::result::Job;
 
     fn jobs() -> Vec<Job> {
@@ -138,54 +219,69 @@ mod tests {
         fields.join(";")
     }
 
-    fn boot(first: &str, second: &str, guest_end: u64) -> String {
+    fn run(job: &str, terse: &str, guest_end: u64) -> String {
         format!(
-            "qemu 1 1000000000 clock 5000000000\nqemu 1 1000000001 job r\nqemu 1 1100000000 {first}\r\n\
-             qemu 1 1200000000 {second}\nqemu 1 2000000000 clock {guest_end}\nqemu 1 2100000000 goodbye\n"
+            "qemu 1 999 job {job}\nqemu 1 1000000000 clock 5000000000\nqemu 1 1100000000 {terse}\r\n\
+             qemu 1 2000000000 clock {guest_end}\nqemu 1 2000000001 done {job}\n"
         )
     }
 
-    fn whole(guest_end: u64) -> String {
-        boot(&terse("r", 0, (16 << 10, 4096), (0, 0)), &terse("w", 0, (0, 0), (2048, 3)), guest_end)
+    /// A guest that was asked for both jobs and said this.
+    fn boot(said: &str) -> String {
+        format!("qemu 1 1 boot r,w\nqemu 1 2 hello\n{said}")
+    }
+
+    fn first() -> String {
+        run("r", &terse("r", 0, (16 << 10, 4096), (0, 0)), 6_000_000_000)
+    }
+
+    fn second() -> String {
+        run("w", &terse("w", 0, (0, 0), (2048, 3)), 6_000_000_000)
     }
 
     #[test]
     fn a_request_takes_the_jobs_time_divided_by_their_number() {
-        let samples = parse(&whole(6_000_000_000), &jobs()).unwrap();
-        assert_eq!(samples.len(), 2);
-        assert_eq!((samples[0].job.as_str(), samples[0].nanoseconds_per_request), ("r", 1e6));
-        assert_eq!((samples[1].contender.as_str(), samples[1].nanoseconds_per_request), ("qemu", 1.5e6));
+        let measured = parse(&boot(&format!("{}{}qemu 1 3 end 0\n", first(), second())), &jobs()).unwrap();
+        assert_eq!((measured.samples.len(), measured.boots), (2, 1));
+        assert!(measured.failures.is_empty());
+        let [read, write] = &measured.samples[..] else { panic!() };
+        assert_eq!((read.job.as_str(), read.nanoseconds_per_request), ("r", 1e6));
+        assert_eq!((write.contender.as_str(), write.round, write.nanoseconds_per_request), ("qemu", 1, 1.5e6));
     }
 
     #[test]
-    fn clocks_that_disagree_are_an_error() {
-        assert!(parse(&whole(6_009_000_000), &jobs()).is_ok());
-        assert!(parse(&whole(6_011_000_000), &jobs()).unwrap_err().to_string().contains("disagree"));
+    fn a_job_whose_clocks_disagree_is_left_out() {
+        let terse = terse("r", 0, (16 << 10, 4096), (0, 0));
+        assert_eq!(parse(&boot(&run("r", &terse, 6_009_000_000)), &jobs()).unwrap().samples.len(), 1);
+        let measured = parse(&boot(&run("r", &terse, 6_011_000_000)), &jobs()).unwrap();
+        assert!(measured.samples.is_empty());
+        assert!(measured.failures[0].reason.contains("disagree"));
     }
 
     #[test]
     fn a_job_that_failed_or_did_less_is_an_error() {
-        let good = terse("w", 0, (0, 0), (2048, 3));
-        let failed = boot(&terse("r", 5, (16 << 10, 4096), (0, 0)), &good, 6_000_000_000);
-        assert!(parse(&failed, &jobs()).unwrap_err().to_string().contains("error 5"));
-        let short = boot(&terse("r", 0, (8 << 10, 4096), (0, 0)), &good, 6_000_000_000);
-        assert!(parse(&short, &jobs()).unwrap_err().to_string().contains("instead of"));
+        let error = |terse: &str| parse(&boot(&run("r", terse, 6_000_000_000)), &jobs()).unwrap_err().to_string();
+        assert!(error(&terse("r", 5, (16 << 10, 4096), (0, 0))).contains("error 5"));
+        assert!(error(&terse("r", 0, (8 << 10, 4096), (0, 0))).contains("instead of"));
     }
 
     #[test]
-    fn a_guest_that_did_not_do_every_job_is_an_error() {
-        let text = whole(6_000_000_000);
-        let without: String =
-            text.lines().filter(|line| !line.contains(";w;")).map(|line| format!("{line}\n")).collect();
-        assert!(parse(&without, &jobs()).is_err());
-        let cut: String = text.lines().take(3).map(|line| format!("{line}\n")).collect();
-        assert!(parse(&cut, &jobs()).is_err());
-        assert!(parse("", &jobs()).is_err());
+    fn a_boot_that_fails_keeps_what_it_did() {
+        let half = second().lines().take(2).map(|line| format!("{line}\n")).collect::<String>();
+        let panic =
+            "qemu 1 7 [  1.5] [    1.391972] traps: PANIC: double fault\nqemu 1 8 Kernel panic - not\nqemu 1 9 end 0\n";
+        let text =
+            format!("{}qemu 1 9 boot w\nqemu 1 9 end 124\nqemu 1 9 boot w\n{}", boot(&(first() + &half + panic)), half);
+        let measured = parse(&text, &jobs()).unwrap();
+        assert_eq!((measured.samples.len(), measured.boots), (1, 3));
+        let reasons: Vec<&str> = measured.failures.iter().map(|failure| failure.reason.as_str()).collect();
+        assert_eq!(reasons, ["traps: PANIC: double fault", "it took too long", "it stood still"]);
     }
 
     #[test]
     fn the_runners_own_stamp_is_left_out() {
-        assert_eq!(stamped("bulkhead 2 17 [  0.123] clock 9\r"), Some(("bulkhead", 17, "clock 9")));
-        assert_eq!(stamped("booting a node"), None);
+        let line = Line::parse("bulkhead 2 17 [  0.123] clock 9\r").unwrap();
+        assert_eq!((line.contender, line.round, line.node, line.said), ("bulkhead", 2, 17, "clock 9"));
+        assert_eq!(Line::parse("booting a node"), None);
     }
 }

@@ -1,9 +1,10 @@
 //! Jobs, and what came out of them: as a table for people and as JSON for programs.
 
-use super::output::Sample;
+use super::output::{Failure, Measured, Sample};
 use super::statistics::{Summary, summarize};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// A line of `images/bench/jobs`.
@@ -114,6 +115,26 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
+/// A sentence on boots that had to be repeated, for below the table.
+pub fn repeats(measured: &Measured) -> String {
+    let Measured { boots, failures, .. } = measured;
+    let mut text = format!("{} of {boots} boots did not come to their end and were repeated", failures.len());
+    let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+    for failure in failures {
+        *counts.entry((&failure.contender, &failure.reason)).or_default() += 1;
+    }
+    text.push_str(if counts.is_empty() { ".\n" } else { ":\n" });
+    for ((contender, reason), count) in counts {
+        let _ = writeln!(text, "{count} of {contender}: {reason}");
+    }
+    text
+}
+
+pub fn failures(failures: &[Failure]) -> Value {
+    let list = failures.iter().map(|failure| json!({ "contender": failure.contender, "reason": failure.reason }));
+    Value::Array(list.collect())
+}
+
 /// The same with every single value.
 pub fn json(rows: &[Row]) -> Value {
     let mut jobs = Map::new();
@@ -131,11 +152,11 @@ pub fn json(rows: &[Row]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{Job, json, rows, table};
-    use crate::bench::output::Sample;
+    use super::{Job, json, repeats, rows, table};
+    use crate::bench::output::{Failure, Measured, Sample};
 
     fn sample(contender: &str, value: f64) -> Sample {
-        Sample { contender: contender.to_owned(), job: "r".to_owned(), nanoseconds_per_request: value }
+        Sample { contender: contender.to_owned(), round: 1, job: "r".to_owned(), nanoseconds_per_request: value }
     }
 
     #[test]
@@ -150,6 +171,18 @@ mod tests {
              | r | 50 ± 2.0 % | 200 ± 0.0 % | 0.25 |\n"
         );
         assert_eq!(json(&rows)["r"]["ours"]["values"][1], 51.0);
+    }
+
+    #[test]
+    fn repeated_boots_are_told_with_their_reasons() {
+        let failure = Failure { contender: "ours".to_owned(), reason: "it stood still".to_owned() };
+        let again = Failure { contender: "ours".to_owned(), reason: "it stood still".to_owned() };
+        let measured = Measured { boots: 5, failures: vec![failure, again], ..Measured::default() };
+        assert_eq!(
+            repeats(&measured),
+            "2 of 5 boots did not come to their end and were repeated:\n2 of ours: it stood still\n"
+        );
+        assert!(repeats(&Measured::default()).ends_with("repeated.\n"));
     }
 
     #[test]
