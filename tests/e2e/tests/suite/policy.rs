@@ -117,6 +117,8 @@ fn a_link_that_is_swapped_in_shares_nothing(pod: &Pod, node: &Node) {
     for outcome in &outcomes {
         match outcome {
             Ok(content) => assert_eq!(content, "place\n"),
+            // containerd follows links as well, before the shim is asked, and may be the one to meet the exchange.
+            Err(message) if message.contains("failed to resolve symlink") => {}
             Err(message) => assert!(message.contains("is not allowed: see host_paths"), "{message}"),
         }
     }
