@@ -1,5 +1,5 @@
 # The commands of the README and of CI. Each installs what is missing, then leaves the work to xtask.
-.PHONY: demo test test-long bench-disk kernel dist check clean setup
+.PHONY: demo test test-long bench bench-disk kernel dist check clean setup
 
 # A container in its own microVM, started by containerd in a node VM.
 demo: setup
@@ -12,6 +12,10 @@ test: setup
 # The end-to-end suite with the tests that take many minutes, in both node editions: more than an hour.
 test-long: setup
 	cargo xtask test --skip-unit --long
+
+# Start time and memory, in a node whose clock counts instructions: docs/performance.md. QUICK=1 is for a first look.
+bench: setup
+	cargo xtask bench $(if $(QUICK),--quick)
 
 # Disks compared with QEMU's microvm: docs/performance.md.
 bench-disk: setup

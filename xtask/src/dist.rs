@@ -63,6 +63,12 @@ pub fn boot_example() -> Result<PathBuf> {
     Ok(target_directory().join(TARGET).join("release/examples/boot"))
 }
 
+/// The directory with what benchmarks run in the node (`tests/bench`).
+pub fn bench_programs() -> Result<PathBuf> {
+    run::run(run::cargo().args(["build", "--release", "--target", TARGET, "--package", "bench"]))?;
+    Ok(target_directory().join(TARGET).join("release"))
+}
+
 fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| run::workspace().join("target"), PathBuf::from)
 }

@@ -17,6 +17,12 @@ pub enum Clock {
 
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1";
 
+/// Under the instruction clock, nothing is to come out differently by chance: neither where the kernel and programs lie in memory...
+const REPEATABLE_KERNEL: &str = "nokaslr norandmaps";
+
+/// ...nor what time it is, nor what the generator of random numbers gives.
+const REPEATABLE_MACHINE: &str = "-rtc base=2026-01-01,clock=vm -seed 1";
+
 /// A disk besides the root disk. The node finds it by its name.
 #[derive(Debug)]
 pub(crate) struct DataDisk {
@@ -55,6 +61,7 @@ impl Machine {
         match (self.clock, self.accelerator) {
             (Clock::Instructions, _) => {
                 line.flags("-accel tcg,thread=single -icount shift=0,sleep=off -cpu max,-vgif -smp 1");
+                line.flags(REPEATABLE_MACHINE);
             }
             // With the virtual interrupt flag, QEMU 10.0 now and then enters a guest with the node's own registers
             // when several guests run: it faults for ever. docs/status.md has the measurement.
@@ -68,7 +75,10 @@ impl Machine {
 
         line.path("-kernel", &self.image.kernel);
         line.path("-initrd", &self.image.initrd);
-        line.value("-append", KERNEL_ARGUMENTS);
+        match self.clock {
+            Clock::Instructions => line.value("-append", &format!("{KERNEL_ARGUMENTS} {REPEATABLE_KERNEL}")),
+            Clock::Wall => line.value("-append", KERNEL_ARGUMENTS),
+        }
         line.file_option("-chardev", "file,id=console,path=", &self.console, "");
         line.flags("-serial chardev:console");
         if self.needs_nudges() {
@@ -177,6 +187,15 @@ mod tests {
         let line = line(&Machine { clock: Clock::Instructions, accelerator: Accelerator::Kvm, ..machine() });
         assert!(line.contains("-icount shift=0,sleep=off") && line.contains("-smp 1"));
         assert!(!line.contains("kvm") && !line.contains("-smp 2"));
+    }
+
+    #[test]
+    fn under_the_instruction_clock_chance_has_a_seed() {
+        let line_of = |clock| line(&Machine { clock, ..machine() });
+        let repeatable = line_of(Clock::Instructions);
+        assert!(repeatable.contains("-seed 1") && repeatable.contains("clock=vm") && repeatable.contains("nokaslr"));
+        let random = line_of(Clock::Wall);
+        assert!(!random.contains("-seed") && !random.contains("-rtc") && !random.contains("nokaslr"));
     }
 
     #[test]

@@ -6,16 +6,21 @@ mod images;
 mod output;
 mod plan;
 mod result;
+mod rows;
 mod statistics;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
+/// Without a subcommand: start time and memory.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
     #[command(subcommand)]
-    subject: Subject,
+    subject: Option<Subject>,
+    #[command(flatten)]
+    rows: rows::Choice,
 }
 
 #[derive(Subcommand)]
@@ -27,6 +32,7 @@ enum Subject {
 /// Prints a table and returns the path of the result's file.
 pub fn bench(options: &Options) -> Result<PathBuf> {
     match &options.subject {
-        Subject::Disk(options) => disk::measure(options),
+        Some(Subject::Disk(options)) => disk::measure(options),
+        None => rows::measure(&options.rows),
     }
 }

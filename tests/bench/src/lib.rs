@@ -1,0 +1,15 @@
+//! What `cargo xtask bench` runs inside its node: one measurement a call, told on standard output.
+//!
+//! How often something is measured, what a failure means and what is made of the figures is decided outside
+//! (`xtask/src/bench/`): a call that hangs or a node that dies costs one measurement.
+
+pub mod bulkhead;
+pub mod console;
+pub mod qemu;
+pub mod sample;
+
+/// What the measured guest's init prints.
+pub const INIT_LINE: &str = "bench: the guest's init runs";
+
+/// Memory of a guest that is measured without a pod.
+pub const GUEST_MIB: u32 = 128;
