@@ -6,6 +6,7 @@ pub mod container;
 pub mod cri;
 pub mod leaks;
 pub mod netns;
+pub mod node_config;
 pub mod probe;
 pub mod task_api;
 pub mod terminal;

@@ -2,6 +2,7 @@
 
 use e2e::cri::{Container, NewContainer, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
+use e2e::node_config::NodeConfig;
 use e2e::{BUSYBOX, DEBIAN, FOREVER, eventually};
 use std::fs;
 use std::io::{Read, Write};
@@ -13,8 +14,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 crate::for_each_sandboxer!(long: a_listed_socket_reaches_its_program);
-
-const CONFIG: &str = "/etc/bulkhead/config.toml";
 
 /// Sends 1 MiB, then the end; what comes back is the same, then the end.
 const ECHO: &str = r"
@@ -165,27 +164,5 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.directory).ok();
-    }
-}
-
-/// The node's settings, with others added while the test runs.
-struct NodeConfig {
-    before: Option<String>,
-}
-
-impl NodeConfig {
-    fn with(text: &str) -> Self {
-        let before = fs::read_to_string(CONFIG).ok();
-        fs::write(CONFIG, before.clone().unwrap_or_default() + text).expect("the settings can be written");
-        Self { before }
-    }
-}
-
-impl Drop for NodeConfig {
-    fn drop(&mut self) {
-        match &self.before {
-            Some(text) => fs::write(CONFIG, text).expect("the settings can be written"),
-            None => fs::remove_file(CONFIG).expect("the settings are there"),
-        }
     }
 }

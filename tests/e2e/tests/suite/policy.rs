@@ -3,6 +3,7 @@
 use e2e::cri::messages::{ImageSpec, Mount};
 use e2e::cri::{Container as Member, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
+use e2e::node_config::NodeConfig;
 use e2e::{BUSYBOX, Container, run, try_run};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,8 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 crate::for_each_sandboxer!(long: a_pod_mounts_what_is_listed_and_its_own);
-
-const CONFIG: &str = "/etc/bulkhead/config.toml";
 
 /// How often a link is swapped in while a container is made.
 const ROUNDS: u32 = 16;
@@ -208,27 +207,5 @@ impl Drop for OwnDirectory {
         try_run(&["umount", "--quiet", &self.part]);
         let tree = self.directory.to_str().expect("a plain path");
         try_run(&["rm", "--recursive", "--force", "--one-file-system", tree]);
-    }
-}
-
-/// The node's settings, with others added while the test runs.
-struct NodeConfig {
-    before: Option<String>,
-}
-
-impl NodeConfig {
-    fn with(text: &str) -> Self {
-        let before = fs::read_to_string(CONFIG).ok();
-        fs::write(CONFIG, before.clone().unwrap_or_default() + text).expect("the settings can be written");
-        Self { before }
-    }
-}
-
-impl Drop for NodeConfig {
-    fn drop(&mut self) {
-        match &self.before {
-            Some(text) => fs::write(CONFIG, text).expect("the settings can be written"),
-            None => fs::remove_file(CONFIG).expect("the settings are there"),
-        }
     }
 }
