@@ -5,7 +5,7 @@ use super::chain::{Buffer, Memory, Slice};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use vm_memory::volatile_memory::PtrGuardMut;
 
 /// Pieces of guest memory that one call moves at most: as many as a disk's request has data buffers.
@@ -19,10 +19,10 @@ pub fn read_at(
     buffer: &Buffer,
     range: Range<usize>,
 ) -> io::Result<usize> {
-    let (offset, mut pieces) = (file_offset(offset)?, Pieces::new());
-    pieces.fill(memory, buffer, range)?;
-    // SAFETY: the pieces are valid regions of guest memory, which stays mapped while `memory` is borrowed.
-    retry(|| unsafe { libc::preadv(file.as_fd().as_raw_fd(), pieces.pointer(), pieces.count(), offset) })
+    transfer(&file, offset, (memory, buffer, range), |descriptor, pieces, count, offset| {
+        // SAFETY: the pieces are valid regions of guest memory, which stays mapped while `memory` is borrowed.
+        unsafe { libc::preadv(descriptor, pieces, count, offset) }
+    })
 }
 
 /// The same without waiting for a disk: what the node has in memory. `WouldBlock` when that is nothing; the node starts to
@@ -34,11 +34,10 @@ pub fn read_cached_at(
     buffer: &Buffer,
     range: Range<usize>,
 ) -> io::Result<usize> {
-    let (offset, mut pieces) = (file_offset(offset)?, Pieces::new());
-    pieces.fill(memory, buffer, range)?;
-    let (descriptor, flags) = (file.as_fd().as_raw_fd(), libc::RWF_NOWAIT);
-    // SAFETY: as in `read_at`.
-    retry(|| unsafe { libc::preadv2(descriptor, pieces.pointer(), pieces.count(), offset, flags) })
+    transfer(&file, offset, (memory, buffer, range), |descriptor, pieces, count, offset| {
+        // SAFETY: as in `read_at`.
+        unsafe { libc::preadv2(descriptor, pieces, count, offset, libc::RWF_NOWAIT) }
+    })
 }
 
 /// Writes a range of a buffer at `offset`, as `pwritev(2)`: perhaps less than asked for.
@@ -49,10 +48,24 @@ pub fn write_at(
     buffer: &Buffer,
     range: Range<usize>,
 ) -> io::Result<usize> {
-    let (offset, mut pieces) = (file_offset(offset)?, Pieces::new());
+    transfer(&file, offset, (memory, buffer, range), |descriptor, pieces, count, offset| {
+        // SAFETY: as in `read_at`.
+        unsafe { libc::pwritev(descriptor, pieces, count, offset) }
+    })
+}
+
+/// Has `call` move bytes between the file at `offset` and a range of a buffer. The pieces that it gets are valid for as long
+/// as it runs.
+fn transfer(
+    file: impl AsFd,
+    offset: u64,
+    (memory, buffer, range): (&Memory, &Buffer, Range<usize>),
+    call: impl Fn(RawFd, *const libc::iovec, libc::c_int, libc::off_t) -> isize,
+) -> io::Result<usize> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut pieces = Pieces::new();
     pieces.fill(memory, buffer, range)?;
-    // SAFETY: as in `read_at`.
-    retry(|| unsafe { libc::pwritev(file.as_fd().as_raw_fd(), pieces.pointer(), pieces.count(), offset) })
+    retry(|| call(file.as_fd().as_raw_fd(), pieces.pointer(), pieces.count(), offset))
 }
 
 /// Writes `head` and then guest memory as one packet, as `writev(2)`.
@@ -128,10 +141,6 @@ impl Vector {
     fn count(&self) -> libc::c_int {
         libc::c_int::try_from(self.vectors.len()).unwrap_or(libc::c_int::MAX)
     }
-}
-
-fn file_offset(offset: u64) -> io::Result<libc::off_t> {
-    libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
