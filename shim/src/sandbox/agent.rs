@@ -4,7 +4,7 @@ use agent_protocol::agent::{
     ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest,
     CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest, ProcessRequest, PutFilesRequest,
     ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, TakeFileRequest,
-    TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
+    TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse, prepare_volume_request,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use std::time::Duration;
@@ -94,6 +94,31 @@ calls! {
 impl Agent {
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self { client: AgentClient::new(Client::new(stream.into())) }
+    }
+
+    /// Makes a volume of the guest. One that is there stays as it is.
+    pub(super) async fn make_volume(&self, id: &str, kind: prepare_volume_request::Kind) -> Result<(), AgentError> {
+        let request =
+            PrepareVolumeRequest { volume: id.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() };
+        self.prepare_volume(&request).await.map(drop)
+    }
+
+    /// Has the guest forget a volume, best effort: it goes with the microVM at the latest.
+    pub(super) async fn forget_volume(&self, id: &str) {
+        let request = VolumeRequest { volume: id.to_owned(), ..VolumeRequest::default() };
+        if let Err(error) = self.release_volume(&request).await {
+            tracing::warn!(volume = id, %error, "the guest did not release a volume");
+        }
+    }
+
+    /// The same for several. Waits for nobody.
+    pub(super) fn forget_volumes(&self, ids: Vec<String>) {
+        let agent = self.clone();
+        tokio::spawn(async move {
+            for id in ids {
+                agent.forget_volume(&id).await;
+            }
+        });
     }
 }
 

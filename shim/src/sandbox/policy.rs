@@ -152,17 +152,25 @@ pub(super) struct ContainerPolicy {
     pub sandboxes: Vec<PathBuf>,
 }
 
+/// A source that may be mounted.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub source: Resolved,
+    /// By which of its names. None of a socket.
+    pub names: Vec<PathBuf>,
+}
+
 impl ContainerPolicy {
     /// Looks the source of a mount up and allows it, or not. Takes as long as the source's file system does.
-    pub fn admit(&self, mount: &HostMount) -> Result<Resolved, SandboxError> {
+    pub fn admit(&self, mount: &HostMount) -> Result<Admitted, SandboxError> {
         let source = mount.source.display();
         let found = Resolved::open(&mount.source);
         let what = format!("{source} with container {}", self.container);
         let found = found.map_err(SandboxError::host("share", &what))?;
         let socket = found.is_socket().map_err(SandboxError::host("share", &what))?;
-        let allowed = if socket { Ok(self.allows_socket(&found)) } else { self.allows(&found) };
-        if allowed.map_err(SandboxError::host("share", &what))? {
-            return Ok(found);
+        let names = if socket { Vec::new() } else { self.names(&found).map_err(SandboxError::host("share", &what))? };
+        if !names.is_empty() || socket && self.allows_socket(&found) {
+            return Ok(Admitted { source: found, names });
         }
         // The tenant is told the name it wrote: where a link leads is the operator's to know.
         let (container, real) = (&self.container, found.path.display());
@@ -174,17 +182,13 @@ impl ContainerPolicy {
         Err(SpecError::Mount { destination: mount.destination.display().to_string(), reason }.into())
     }
 
-    fn allows(&self, found: &Resolved) -> io::Result<bool> {
-        Ok(!self.names(found)?.is_empty())
-    }
-
     /// A socket leads to a program of the node, whoever's directory it is in: none is allowed that is not listed.
     fn allows_socket(&self, found: &Resolved) -> bool {
         !found.is_removed() && self.sockets.iter().any(|listed| found.path.starts_with(listed))
     }
 
     /// By which of its names something may be mounted: its own, or for a part of a volume those of its origin.
-    pub fn names(&self, found: &Resolved) -> io::Result<Vec<PathBuf>> {
+    fn names(&self, found: &Resolved) -> io::Result<Vec<PathBuf>> {
         if found.is_removed() {
             return Ok(Vec::new());
         }

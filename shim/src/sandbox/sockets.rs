@@ -9,7 +9,7 @@ use super::policy::Resolved;
 use super::{Inner, SandboxError};
 use crate::identifier::Identifier;
 use agent_protocol::SOCKET_PORT;
-use agent_protocol::agent::{SocketConnection, VolumeRequest};
+use agent_protocol::agent::SocketConnection;
 use agent_protocol::sockets::{CLAIM, CLAIMED, MAX_CONNECTIONS};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
@@ -76,15 +76,7 @@ impl Inner {
         if volumes.is_empty() || self.vmm.stopped().borrow().is_some() {
             return;
         }
-        let agent = self.agent.clone();
-        tokio::spawn(async move {
-            for volume in volumes {
-                let request = VolumeRequest { volume, ..VolumeRequest::default() };
-                if let Err(error) = agent.release_volume(&request).await {
-                    tracing::warn!(volume = request.volume, %error, "the guest did not release a socket");
-                }
-            }
-        });
+        self.agent.forget_volumes(volumes);
     }
 }
 

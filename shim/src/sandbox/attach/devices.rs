@@ -8,12 +8,10 @@ use agent_protocol::agent::DeviceNode;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
-use vmm_protocol::{Device, FdSlot};
 
 /// How often a device is looked at that someone holds, and how long to wait in between: another shim may look too.
 pub(super) const LOOKS: u32 = 4;
@@ -72,9 +70,7 @@ impl Inner {
         let open =
             move || open(major, minor, key.read_only, Hold::Together).map_err(SandboxError::host("attach", &what));
         let file = until(Instant::now() + SOURCES, format!("opening {name}"), blocking(open)).await?;
-        let wanted = Device::Block { image: FdSlot(0), read_only: key.read_only, limit: self.disk_rate };
-        let (device, address) = self.vmm.attach(&name, wanted, file.as_fd()).await?;
-        let disk = Disk { device, address };
+        let disk = self.plug(&name, &file, key.read_only).await?;
         plugged.insert(key, Plugged { disk, users: [container.clone()].into() });
         Ok(disk)
     }

@@ -2,26 +2,22 @@
 //!
 //! Whoever prepares the volume on the node records its device instead of mounting it (docs/direct-volumes.md).
 
-use super::super::policy::{ContainerPolicy, Resolved};
+use super::super::policy::{Admitted, Resolved};
 use super::super::{Inner, SandboxError};
 use super::devices::{Hold, LOOKS, PAUSE, open};
 use super::{Disk, SOURCES, blocking, until};
 use crate::identifier::Identifier;
 use agent_protocol::VOLUMES;
 use agent_protocol::agent::prepare_volume_request::Kind;
-use agent_protocol::agent::{
-    BlockVolume, FilesystemVolume, PartOfVolume, PrepareVolumeRequest, VolumeGroup, VolumeRequest,
-};
+use agent_protocol::agent::{BlockVolume, FilesystemVolume, PartOfVolume, VolumeGroup, VolumeRequest};
 use bulkhead_config::direct_volumes::DirectVolume;
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use tokio::time::Instant;
-use vmm_protocol::{Device, FdSlot};
 
 /// The bit of a directory whose files belong to its group: kubelet's mark of a volume with a group.
 const SET_GROUP: u32 = 0o2000;
@@ -53,14 +49,12 @@ pub(super) struct DirectMount {
 
 impl DirectMount {
     /// Looks for a record of a source, or of a directory above it. Takes as long as their file systems do.
-    pub fn find(records: &Path, policy: &ContainerPolicy, found: &Resolved) -> Result<Option<Self>, SandboxError> {
-        // Most nodes have none, and the names cost a look at all mounts.
+    pub fn find(records: &Path, Admitted { source: found, names }: &Admitted) -> Result<Option<Self>, SandboxError> {
+        // Most nodes have none.
         if std::fs::read_dir(records).map_or(true, |mut entries| entries.next().is_none()) {
             return Ok(None);
         }
-        let shown = found.path.display();
-        let names = policy.names(found).map_err(SandboxError::host("look at", &shown))?;
-        for name in &names {
+        for name in names {
             for directory in name.ancestors() {
                 let Some(volume) = DirectVolume::find(records, directory)? else { continue };
                 let record = DirectVolume::file(records, directory);
@@ -135,9 +129,7 @@ impl Inner {
         let open = move || open_device(&device, read_only).map_err(SandboxError::host("attach", &what));
         let file = until(Instant::now() + SOURCES, format!("opening the device of {}", found.what), blocking(open));
         let file = file.await?;
-        let device = Device::Block { image: FdSlot(0), read_only, limit: self.disk_rate };
-        let (device, address) = self.vmm.attach(&found.what, device, file.as_fd()).await?;
-        let disk = Disk { device, address };
+        let disk = self.plug(&found.what, &file, read_only).await?;
         let volume = self.configuration.next_id().await;
         if let Err(error) = self.prepare_direct(&volume, found.filesystem(disk), found).await {
             if let Err(error) = self.detach_disk(disk).await {
@@ -149,10 +141,8 @@ impl Inner {
     }
 
     async fn prepare_direct(&self, volume: &str, kind: Kind, found: &DirectMount) -> Result<(), SandboxError> {
-        let request =
-            PrepareVolumeRequest { volume: volume.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() };
-        let prepared = self.agent.prepare_volume(&request).await;
-        prepared.map(drop).map_err(|error| SandboxError::host("mount", &found.what)(io::Error::other(error)))
+        let prepared = self.agent.make_volume(volume, kind).await;
+        prepared.map_err(|error| SandboxError::host("mount", &found.what)(io::Error::other(error)))
     }
 
     /// Lets go of what nobody but `container` used, once it has reached the device. Goes on after an error; tells the first.

@@ -1,4 +1,4 @@
-//! Disks of a container: hot-plugged for it, and gone with it.
+//! Disks: hot-plugged, most of them for a container and gone with it.
 
 use super::super::{Inner, SandboxError};
 use super::{SOURCES, blocking, until};
@@ -12,7 +12,7 @@ use std::path::Path;
 use tokio::time::Instant;
 use vmm_protocol::{Device, DeviceId, FdSlot, PciAddress};
 
-/// A disk of one container.
+/// A disk of the guest.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Disk {
     pub(super) device: DeviceId,
@@ -30,23 +30,27 @@ impl Inner {
         let open = move || open_image(&path, read_only).map_err(SandboxError::host("open", &path.display()));
         let step = format!("opening {} for container {container}", image.display());
         let file = until(Instant::now() + SOURCES, step, blocking(open)).await?;
-        self.plug_disk(container, &format!("disk {}", image.display()), file, read_only).await
+        self.plug_for(container, &format!("disk {}", image.display()), &file, read_only).await
     }
 
-    /// `what` tells the operator which disk it is.
-    pub(super) async fn plug_disk(
+    /// Plugs in a disk that goes with its container.
+    pub(super) async fn plug_for(
         &self,
         container: &Identifier,
         what: &str,
-        file: File,
+        file: &File,
         read_only: bool,
     ) -> Result<Disk, SandboxError> {
-        let name = format!("{what} of container {container}");
-        let device = Device::Block { image: FdSlot(0), read_only, limit: self.disk_rate };
-        let (device, address) = self.vmm.attach(&name, device, file.as_fd()).await?;
-        let disk = Disk { device, address };
+        let disk = self.plug(&format!("{what} of container {container}"), file, read_only).await?;
         self.containers().entry(container.clone()).or_default().push(disk);
         Ok(disk)
+    }
+
+    /// Plugs in a disk; whoever asked takes it away again. `name` tells the operator which one it is.
+    pub(super) async fn plug(&self, name: &str, file: &File, read_only: bool) -> Result<Disk, SandboxError> {
+        let device = Device::Block { image: FdSlot(0), read_only, limit: self.disk_rate };
+        let (device, address) = self.vmm.attach(name, device, file.as_fd()).await?;
+        Ok(Disk { device, address })
     }
 
     pub(super) async fn detach_disk(&self, disk: Disk) -> Result<(), SandboxError> {

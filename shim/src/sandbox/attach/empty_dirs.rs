@@ -1,21 +1,18 @@
 //! emptyDirs of the pod: memory of the guest, or a disk, for all containers until the pod ends.
 
-use super::super::agent::Agent;
 use super::super::file_id::FileId;
 use super::super::guest_spec::HostMount;
 use super::super::volumes::{EmptyDir, Medium, Owner};
-use super::super::{AgentError, Inner, SandboxError, SpecError};
-use super::{Disk, SOURCES, blocking, until};
+use super::super::{Inner, SandboxError, SpecError};
+use super::{SOURCES, blocking, until};
 use crate::identifier::Identifier;
 use agent_protocol::VOLUMES;
 use agent_protocol::agent::prepare_volume_request::Kind;
-use agent_protocol::agent::{MemoryVolume, PartOfVolume, PrepareVolumeRequest, ScratchDisk, VolumeRequest};
+use agent_protocol::agent::{MemoryVolume, PartOfVolume, ScratchDisk};
 use std::collections::HashMap;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
-use vmm_protocol::{Device, FdSlot};
 
 /// Those that a container of the pod has mounted.
 #[derive(Debug, Default)]
@@ -66,7 +63,7 @@ impl Inner {
         let Owner { mode, uid, gid } = found.part;
         let path = found.below.as_os_str().as_bytes().to_vec();
         let kind = Kind::Part(PartOfVolume { volume, path, mode, uid, gid, ..PartOfVolume::default() });
-        prepare(&self.agent, &part, kind).await?;
+        self.agent.make_volume(&part, kind).await?;
         Ok(Some(format!("{VOLUMES}/{part}")))
     }
 
@@ -99,7 +96,7 @@ impl Inner {
         let bytes = if bytes == 0 { most } else { bytes.min(most) };
         let volume = self.configuration.next_id().await;
         let kind = Kind::Memory(MemoryVolume { bytes, mode, uid, gid, ..MemoryVolume::default() });
-        prepare(&self.agent, &volume, kind).await?;
+        self.agent.make_volume(&volume, kind).await?;
         Ok(Place::Guest(volume))
     }
 
@@ -108,15 +105,14 @@ impl Inner {
         let (dir, template, named) = (found.clone(), self.host.scratch_template(), format!("the disk of {what}"));
         let make = move || dir.make_image(&template, limit).map_err(SandboxError::host("make", &named));
         let image = until(Instant::now() + SOURCES, format!("making the disk of {what}"), blocking(make)).await?;
-        let device = Device::Block { image: FdSlot(0), read_only: false, limit: self.disk_rate };
-        let (device, address) = self.vmm.attach(what, device, image.as_fd()).await?;
+        let disk = self.plug(what, &image, false).await?;
         let volume = self.configuration.next_id().await;
         let Owner { mode, uid, gid } = found.owner;
-        let pci_address = address.to_string();
+        let pci_address = disk.address.to_string();
         let kind = Kind::Scratch(ScratchDisk { pci_address, mode, uid, gid, ..ScratchDisk::default() });
-        if let Err(error) = prepare(&self.agent, &volume, kind).await {
+        if let Err(error) = self.agent.make_volume(&volume, kind).await {
             // Another container that mounts it tries again.
-            if let Err(error) = self.detach_disk(Disk { device, address }).await {
+            if let Err(error) = self.detach_disk(disk).await {
                 tracing::warn!(%error, "a disk that the guest could not use stays");
             }
             return Err(error.into());
@@ -130,15 +126,7 @@ impl Inner {
         if parts.is_empty() || self.vmm.stopped().borrow().is_some() {
             return;
         }
-        let agent = self.agent.clone();
-        tokio::spawn(async move {
-            for volume in parts {
-                let request = VolumeRequest { volume, ..VolumeRequest::default() };
-                if let Err(error) = agent.release_volume(&request).await {
-                    tracing::warn!(volume = request.volume, %error, "the guest did not release a part of a volume");
-                }
-            }
-        });
+        self.agent.forget_volumes(parts);
     }
 }
 
@@ -146,10 +134,4 @@ impl EmptyDirs {
     fn parts(&self) -> std::sync::MutexGuard<'_, HashMap<Identifier, Vec<String>>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn prepare(agent: &Agent, volume: &str, kind: Kind) -> Result<(), AgentError> {
-    let request =
-        PrepareVolumeRequest { volume: volume.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() };
-    agent.prepare_volume(&request).await.map(drop)
 }

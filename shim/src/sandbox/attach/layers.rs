@@ -74,7 +74,7 @@ impl Inner {
         let named = what.clone();
         let open = move || scratch::open(&template, &upper, limit).map_err(SandboxError::host("make", &named));
         let Some(scratch) = look(container, open).await? else { return Ok(None) };
-        let disk = self.plug_disk(container, &what, scratch.file, false).await?;
+        let disk = self.plug_for(container, &what, &scratch.file, false).await?;
         let (uid, gid) = scratch.owner;
         let pci_address = disk.address.to_string();
         Ok(Some(ScratchDisk { pci_address, mode: scratch.mode, uid, gid, ..ScratchDisk::default() }))

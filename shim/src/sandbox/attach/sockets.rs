@@ -3,8 +3,8 @@
 use super::super::policy::Resolved;
 use super::super::{Inner, SandboxError};
 use crate::identifier::Identifier;
+use agent_protocol::agent::SocketVolume;
 use agent_protocol::agent::prepare_volume_request::Kind;
-use agent_protocol::agent::{PrepareVolumeRequest, SocketVolume};
 use agent_protocol::{VOLUME_FILE, VOLUMES};
 use std::os::unix::fs::MetadataExt;
 
@@ -21,9 +21,7 @@ impl Inner {
             gid: metadata.gid(),
             ..SocketVolume::default()
         });
-        let request =
-            PrepareVolumeRequest { volume: volume.clone(), kind: Some(kind), ..PrepareVolumeRequest::default() };
-        self.agent.prepare_volume(&request).await?;
+        self.agent.make_volume(&volume, kind).await?;
         Ok(format!("{VOLUMES}/{volume}/{VOLUME_FILE}"))
     }
 }

@@ -1,7 +1,7 @@
 //! Directories and files of the node: in the guest itself, or mounted where the file server shows them to it.
 
 use super::super::guest_spec::HostMount;
-use super::super::policy::{ContainerPolicy, Resolved};
+use super::super::policy::{Admitted, ContainerPolicy, Resolved};
 use super::super::rootfs::RootfsPlan;
 use super::super::share::ContainerShare;
 use super::super::volumes::Looked;
@@ -40,15 +40,16 @@ impl Found {
         policy: &ContainerPolicy,
         records: &Path,
         mount: &HostMount,
-        source: &Resolved,
+        admitted: &Admitted,
     ) -> Result<Self, SandboxError> {
+        let source = &admitted.source;
         if let Some(socket) = source.socket().map_err(SandboxError::host("look at", &source.path.display()))? {
             return Ok(Self::Socket(socket));
         }
-        if let Some(direct) = DirectMount::find(records, policy, source)? {
+        if let Some(direct) = DirectMount::find(records, admitted)? {
             return Ok(Self::Direct(Box::new(direct)));
         }
-        Looked::at(policy, mount, source).map(Self::Other)
+        Looked::at(policy, mount, admitted).map(Self::Other)
     }
 }
 
@@ -69,9 +70,9 @@ impl Inner {
             let (policy, asked) = (policy.clone(), mount.clone());
             let records = self.host.direct_volumes();
             let look = move || {
-                let source = policy.admit(&asked)?;
-                let found = Found::look(&policy, &records, &asked, &source)?;
-                Ok((source, found))
+                let admitted = policy.admit(&asked)?;
+                let found = Found::look(&policy, &records, &asked, &admitted)?;
+                Ok((admitted.source, found))
             };
             let (source, found) = until(end, step, blocking(look)).await?;
             let place = match found {

@@ -5,8 +5,7 @@ use super::empty_dir::EmptyDir;
 use crate::sandbox::SandboxError;
 use crate::sandbox::file_id::FileId;
 use crate::sandbox::guest_spec::HostMount;
-use crate::sandbox::policy::{ContainerPolicy, Resolved};
-use std::fs::File;
+use crate::sandbox::policy::{Admitted, ContainerPolicy};
 use std::io;
 
 #[derive(Debug)]
@@ -19,17 +18,18 @@ pub(in super::super) struct Looked {
 
 impl Looked {
     /// Takes as long as the source's file system does.
-    pub fn at(policy: &ContainerPolicy, mount: &HostMount, found: &Resolved) -> Result<Self, SandboxError> {
+    pub fn at(policy: &ContainerPolicy, mount: &HostMount, found: &Admitted) -> Result<Self, SandboxError> {
         let look = || -> io::Result<Self> {
-            let metadata = File::from(found.fd.try_clone()?).metadata()?;
+            let Admitted { source, names } = found;
+            let metadata = source.metadata()?;
             let kind = match metadata.file_type() {
                 kind if kind.is_dir() => Kind::Directory,
                 kind if kind.is_file() => Kind::File,
                 _ => Kind::Other,
             };
             let (pod, sandboxes) = (policy.pod.clone(), policy.sandboxes.clone());
-            let (path, read_only, origins) = (&found.path, mount.options.read_only, policy.names(found)?);
-            let plan = PodPaths { pod, sandboxes }.classify(Found { path, origins: &origins, kind, read_only });
+            let (path, read_only) = (&source.path, mount.options.read_only);
+            let plan = PodPaths { pod, sandboxes }.classify(Found { path, origins: names, kind, read_only });
             let empty_dir = match &plan {
                 VolumePlan::EmptyDir(path) => EmptyDir::find(path, &metadata)?,
                 _ => None,

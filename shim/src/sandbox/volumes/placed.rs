@@ -5,8 +5,7 @@ use super::read::{self, MAX_VOLUME, ReadError, Tree};
 use super::{PlaceError, Room, reading};
 use crate::sandbox::agent::Agent;
 use crate::sandbox::file_id::FileId;
-use agent_protocol::agent::prepare_volume_request;
-use agent_protocol::agent::{PrepareVolumeRequest, PushedVolume, VolumeRequest};
+use agent_protocol::agent::{PushedVolume, prepare_volume_request};
 use agent_protocol::files::MAX_ENTRIES;
 use std::path::PathBuf;
 
@@ -74,7 +73,7 @@ impl Placed {
         let (generation, bytes) = (0, 0);
         let mut placed = Self { id, source, generation, fingerprint: None, bytes, version: None, again: true };
         if let Err(error) = placed.fill(agent, tree, room).await {
-            release(agent, &placed.id).await;
+            agent.forget_volume(&placed.id).await;
             return Err(error);
         }
         Ok(placed)
@@ -120,15 +119,5 @@ pub(super) fn one_file(limit: u64) -> PushedVolume {
 }
 
 pub(super) async fn prepare(agent: &Agent, id: &str, volume: PushedVolume) -> Result<(), PlaceError> {
-    let kind = Some(prepare_volume_request::Kind::Pushed(volume));
-    let request = PrepareVolumeRequest { volume: id.to_owned(), kind, ..PrepareVolumeRequest::default() };
-    agent.prepare_volume(&request).await?;
-    Ok(())
-}
-
-pub(super) async fn release(agent: &Agent, id: &str) {
-    let request = VolumeRequest { volume: id.to_owned(), ..VolumeRequest::default() };
-    if let Err(error) = agent.release_volume(&request).await {
-        tracing::warn!(volume = id, %error, "the guest did not release a volume");
-    }
+    Ok(agent.make_volume(id, prepare_volume_request::Kind::Pushed(volume)).await?)
 }

@@ -1,7 +1,7 @@
 //! Termination logs: a file that a container writes and kubelet reads when it learns of the container's end.
 
 use super::PlaceError;
-use super::placed::{Source, one_file, prepare, release};
+use super::placed::{Source, one_file, prepare};
 use super::push::push;
 use crate::identifier::Identifier;
 use crate::sandbox::SandboxError;
@@ -62,7 +62,7 @@ impl Returned {
     }
 
     pub async fn release(&self, agent: &Agent) {
-        release(agent, &self.volume).await;
+        agent.forget_volume(&self.volume).await;
     }
 }
 
