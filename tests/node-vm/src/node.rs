@@ -7,6 +7,8 @@ use crate::edition::NodeImage;
 use crate::machine::{Clock, DataDisk, Machine};
 use crate::nudge;
 use anyhow::{Context, Result, bail};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -19,6 +21,8 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
 /// Boot takes 10 to 15 s under emulation on an idle machine; the deadline is for one that is busy.
 const BOOT_DEADLINE: Duration = Duration::from_secs(300);
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(60);
+/// How often a silent node's processor time is looked at.
+const GLANCE: Duration = Duration::from_secs(1);
 /// Chunks of output that wait for a slow reader before the node has to.
 const QUEUED_CHUNKS: usize = 64;
 
@@ -32,6 +36,7 @@ pub struct Builder {
     shares: Vec<(String, PathBuf)>,
     artifacts: Option<PathBuf>,
     keep_root_changes: bool,
+    longest_silence: Option<Duration>,
 }
 
 impl Builder {
@@ -46,6 +51,7 @@ impl Builder {
             shares: Vec::new(),
             artifacts: None,
             keep_root_changes: false,
+            longest_silence: None,
         }
     }
 
@@ -83,6 +89,13 @@ impl Builder {
         self
     }
 
+    /// Gives a script up when QEMU spent so much processor time since the script last printed something: for scripts that print
+    /// as they go, on nodes that may stand still. Time that the host spends on other work does not count.
+    pub fn longest_silence(mut self, processor_time: Duration) -> Self {
+        self.longest_silence = Some(processor_time);
+        self
+    }
+
     /// Boots the node and waits until its containerd answers.
     pub fn start(self) -> Result<NodeVm> {
         // Not /tmp, which may be memory: the root disk's changes go here.
@@ -115,6 +128,7 @@ impl Builder {
         if status != 0 {
             bail!("the node's first script failed with exit code {status}");
         }
+        node.longest_silence = self.longest_silence.unwrap_or(Duration::MAX);
         Ok(node)
     }
 }
@@ -126,6 +140,7 @@ pub struct NodeVm {
     requests: ChildStdin,
     output: Receiver<Vec<u8>>,
     scripts: u32,
+    longest_silence: Duration,
     booted: Instant,
     scratch: TempDir,
     artifacts: Option<PathBuf>,
@@ -156,7 +171,17 @@ impl NodeVm {
             nudge::start(machine.monitor.clone());
         }
         let console = machine.console.clone();
-        Ok(NodeVm { qemu, requests, output, scripts: 0, booted: Instant::now(), scratch, artifacts, console })
+        Ok(NodeVm {
+            qemu,
+            requests,
+            output,
+            scripts: 0,
+            longest_silence: Duration::MAX,
+            booted: Instant::now(),
+            scratch,
+            artifacts,
+            console,
+        })
     }
 
     /// Runs a shell script in the node, streams what it prints to `output`, and returns its exit code.
@@ -169,18 +194,28 @@ impl NodeVm {
         self.requests.write_all(&run_request(&token, script)).context("the node no longer takes scripts")?;
         let mut scanner = OutputScanner::new(&token);
         let end = Instant::now() + deadline;
+        let mut heard = self.processor_time()?;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let chunk = match self.output.recv_timeout(left) {
+            let chunk = match self.output.recv_timeout(left.min(GLANCE)) {
                 Ok(chunk) => chunk,
-                Err(RecvTimeoutError::Timeout) => {
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => {
                     bail!("the script did not end within {} s\n{}", deadline.as_secs(), self.console_tail());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let silence = self.processor_time()?.saturating_sub(heard);
+                    if silence > self.longest_silence {
+                        let silence = silence.as_secs();
+                        bail!("the script printed nothing in {silence} s of processor time\n{}", self.console_tail());
+                    }
+                    continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.qemu.wait()?;
                     bail!("the node ended in the middle of a script (QEMU: {status})\n{}", self.console_tail());
                 }
             };
+            heard = self.processor_time()?;
             let mut printed = Vec::new();
             let code = scanner.scan(&chunk, &mut printed);
             output.write_all(&printed)?;
@@ -189,6 +224,12 @@ impl NodeVm {
                 return Ok(code);
             }
         }
+    }
+
+    /// What QEMU has spent on this node.
+    fn processor_time(&self) -> Result<Duration> {
+        let clock = clock_getcpuclockid(Pid::from_raw(self.qemu.id().cast_signed()));
+        Ok(clock.and_then(|clock| clock.now()).context("cannot read QEMU's processor time")?.into())
     }
 
     /// Time since QEMU was started.

@@ -19,6 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(3600);
 /// How many nodes are tried.
 const NODES: u32 = 4;
 
+/// Of the emulator's time: the two seconds after which `measure` gives a guest up are 100 of them.
+const LONGEST_SILENCE: Duration = Duration::from_secs(300);
+
 #[derive(Args)]
 pub struct Options {
     /// The node's generation: trixie or forky.
@@ -83,7 +86,8 @@ fn run_nodes(options: &Options, wanted: &Plan, jobs: &[Job], directory: &Path) -
 }
 
 fn run_node(options: &Options, plan: &Plan, tools: &Path, files: &Path, directory: &Path, log: &mut Log) -> Result<()> {
-    let builder = Builder::new(node_image::seeded(options.edition)?).clock(Clock::Instructions);
+    let builder =
+        Builder::new(node_image::seeded(options.edition)?).clock(Clock::Instructions).longest_silence(LONGEST_SILENCE);
     let builder = builder.share("bench", files).share("qemu", tools);
     let mut node = builder.artifacts(directory.join("node")).start()?;
     let script = fs::read_to_string(images::recipe().join("measure")).context("cannot read images/bench/measure")?;

@@ -74,7 +74,7 @@ impl Measured {
         let Some(boot) = boot else { return };
         self.boots += 1;
         if boot.samples.len() < boot.wanted {
-            let reason = boot.trouble.unwrap_or_else(|| "it stood still".to_owned());
+            let reason = boot.trouble.unwrap_or_else(|| "its node stood still".to_owned());
             self.failures.push(Failure { contender: boot.contender, reason });
         }
         self.samples.extend(boot.samples);
@@ -170,9 +170,11 @@ fn trouble(said: &str) -> Option<String> {
         // Without the kernel's time.
         return Some(said.rsplit_once("] ").map_or(said, |(_, rest)| rest).to_owned());
     }
+    if said == "it stood still" {
+        return Some(said.to_owned());
+    }
     match said.strip_prefix("end ")? {
         "0" => Some("the guest ended".to_owned()),
-        "124" => Some("it took too long".to_owned()),
         code => Some(format!("the VMM ended with code {code}")),
     }
 }
@@ -270,12 +272,15 @@ mod tests {
         let half = second().lines().take(2).map(|line| format!("{line}\n")).collect::<String>();
         let panic =
             "qemu 1 7 [  1.5] [    1.391972] traps: PANIC: double fault\nqemu 1 8 Kernel panic - not\nqemu 1 9 end 0\n";
-        let text =
-            format!("{}qemu 1 9 boot w\nqemu 1 9 end 124\nqemu 1 9 boot w\n{}", boot(&(first() + &half + panic)), half);
+        let text = format!(
+            "{}qemu 1 9 boot w\nqemu 1 9 it stood still\nqemu 1 9 end 137\nqemu 1 9 boot w\n{}",
+            boot(&(first() + &half + panic)),
+            half
+        );
         let measured = parse(&text, &jobs()).unwrap();
         assert_eq!((measured.samples.len(), measured.boots), (1, 3));
         let reasons: Vec<&str> = measured.failures.iter().map(|failure| failure.reason.as_str()).collect();
-        assert_eq!(reasons, ["traps: PANIC: double fault", "it took too long", "it stood still"]);
+        assert_eq!(reasons, ["traps: PANIC: double fault", "it stood still", "its node stood still"]);
     }
 
     #[test]
