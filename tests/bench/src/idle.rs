@@ -1,20 +1,65 @@
 //! Many pods: what they cost while nothing happens, and pods that come and go.
 
-use crate::pods;
 use crate::sample::{tell, tell_time};
+use crate::{memory, pods};
 use anyhow::{Context, Result};
 use e2e::cri::Pod;
 use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const PODS: u32 = 40;
 
 const STARTS: u32 = 100;
 
+/// What pods are given, in bytes.
+const ROOM: f64 = 512.0 * memory::MIB;
+
+/// When the node has no more than this, it is full: the kernel would begin to end processes.
+const FULL: f64 = 32.0 * memory::MIB;
+
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// How long idle pods are watched.
 const WATCHED: Duration = Duration::from_secs(20);
+
+/// Pods that fit into what is left when most of the node's memory is taken.
+pub fn density(handler: &str) -> Result<()> {
+    drop(pods::start(handler)?);
+    let ballast = Ballast::new(memory::available()? - ROOM)?;
+    let mut pods: Vec<Pod> = Vec::new();
+    while memory::available()? > FULL {
+        pods.push(pods::start(handler)?);
+    }
+    tell("density", f64::from(u32::try_from(pods.len())?));
+    drop(pods);
+    drop(ballast);
+    Ok(())
+}
+
+/// Bytes of the node's memory that nobody else gets.
+struct Ballast(PathBuf);
+
+impl Ballast {
+    fn new(bytes: f64) -> Result<Self> {
+        let ballast = Self("/dev/shm/ballast".into());
+        let mut file = fs::File::create(&ballast.0)?;
+        let block = vec![1; 1 << 20];
+        let mut left = bytes;
+        while left > 0.0 {
+            file.write_all(&block)?;
+            left -= memory::MIB;
+        }
+        Ok(ballast)
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).ok();
+    }
+}
 
 /// Busy time of the node's processors with 40 pods, in per cent of one, less what it is without.
 pub fn processor(handler: &str) -> Result<()> {

@@ -37,6 +37,7 @@ fn main() -> Result<()> {
         }
         ["syscalls", contender] => counts::syscalls(handler(contender)?)?,
         ["network", contender] => network::measure(handler(contender)?)?,
+        ["density", contender] => idle::density(handler(contender)?)?,
         ["idle", contender] => idle::processor(handler(contender)?)?,
         ["churn", contender] => idle::churn(handler(contender)?)?,
         ["memory", contender] => memory::measure(handler(contender)?)?,

@@ -12,7 +12,7 @@ const PODS: u32 = 8;
 /// For what is freed after the answer.
 const SETTLE: Duration = Duration::from_secs(5);
 
-const MIB: f64 = 1_048_576.0;
+pub const MIB: f64 = 1_048_576.0;
 
 /// Processes of a pod, by the kernel's name for them, which has 15 characters.
 const PROCESSES: [(&str, &str); 4] = [
@@ -47,8 +47,8 @@ pub fn measure(handler: &str) -> Result<()> {
     Ok(())
 }
 
-/// Bytes.
-fn available() -> Result<f64> {
+/// What the node has for programs, in bytes, after it has settled.
+pub fn available() -> Result<f64> {
     nix::unistd::sync();
     std::thread::sleep(SETTLE);
     fs::write("/proc/sys/vm/drop_caches", "3")?;

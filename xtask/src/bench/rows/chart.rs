@@ -73,14 +73,16 @@ impl Bar {
 fn draw_chart(chart: &Chart, bars: &[Bar], file: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let count = u32::try_from(bars.len())?;
     let longest = bars.iter().map(|bar| bar.parts.iter().sum::<f64>()).fold(0.0, f64::max);
+    // On the right of the longest bar, for the parts' names.
+    let room = if chart.rows.len() > 1 { 1.5 } else { 1.1 };
     let area = SVGBackend::new(file, (WIDTH, HEAD + BAR * count)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut plot = ChartBuilder::on(&area)
-        .caption(chart.title, ("sans-serif", 18).into_font())
+        .caption(chart.title, ("sans-serif", 20).into_font())
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(140)
-        .build_cartesian_2d(0.0..longest * 1.25, f64::from(count)..0.0)?;
+        .build_cartesian_2d(0.0..longest * room, f64::from(count)..0.0)?;
     let name = |place: &f64| {
         // Each bar is one high; its name stands at its middle.
         let bar = (0..count).find(|&bar| (f64::from(bar) + 0.5 - place).abs() < 1e-6);
@@ -88,6 +90,8 @@ fn draw_chart(chart: &Chart, bars: &[Bar], file: &Path) -> Result<(), Box<dyn st
     };
     plot.configure_mesh()
         .disable_y_mesh()
+        .x_max_light_lines(1)
+        .label_style(("sans-serif", 15))
         .x_desc(unit(chart.rows[0]))
         .y_labels(bars.len() * 2 + 1)
         .y_label_formatter(&name)
@@ -105,7 +109,10 @@ fn draw_chart(chart: &Chart, bars: &[Bar], file: &Path) -> Result<(), Box<dyn st
         }
     }
     if chart.rows.len() > 1 {
-        plot.configure_series_labels().position(SeriesLabelPosition::MiddleRight).background_style(WHITE).draw()?;
+        plot.configure_series_labels()
+            .label_font(("sans-serif", 15))
+            .position(SeriesLabelPosition::MiddleRight)
+            .draw()?;
     }
     area.present()?;
     Ok(())

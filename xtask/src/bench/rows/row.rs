@@ -41,6 +41,7 @@ pub const ROWS: &[Row] = &[
     row("pss-file-server", "share of the file server (Pss)", "MiB"),
     row("pss-container", "share of the container's process (Pss)", "MiB"),
     row("vmm-private", "VMM's own memory besides its guest's", "MiB"),
+    row("density", "idle pods in 512 MiB", "pods"),
     row("idle-processor", "processor of 40 idle pods", "% of one"),
     row("churn", "start and removal of a pod, 100 in a row", "s"),
     row("network-up", "TCP from a pod to one of runc", "ns/byte"),

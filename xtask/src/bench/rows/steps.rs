@@ -101,6 +101,8 @@ const STEPS: &[Step] = &[
     pod("network", "runc").rounds(3, 0),
     pods("memory", "bulkhead-cold", 120).rounds(3, 1).stage(Stage::Memory),
     pods("memory", "runc", 120).rounds(3, 0).stage(Stage::Memory),
+    pods("density", "bulkhead-cold", 600).stage(Stage::Memory),
+    pods("density", "runc", 900).stage(Stage::Memory),
     pods("idle", "bulkhead-cold", 300).stage(Stage::Memory),
     pods("idle", "runc", 300).stage(Stage::Memory),
     pods("churn", "bulkhead-cold", 400).stage(Stage::Memory),
