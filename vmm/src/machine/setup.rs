@@ -4,7 +4,8 @@ use super::devices;
 use super::exits::Exits;
 use super::interrupts::{Interrupts, KvmDoorbells};
 use super::kernel::{self, KernelError};
-use super::memory::{self, MemoryError, RootImage};
+use super::memory::{self, MemoryError};
+use super::regions::Regions;
 use super::serial::DebugSerial;
 use super::vcpu::Stop;
 use super::x86_64::{boot_params, cpuid, layout, mptable, registers};
@@ -34,6 +35,9 @@ const COMMAND_LINE: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=alway
 const QUIET: &str = "console=hvc0 quiet 8250.nr_uarts=0";
 /// The last console is init's `/dev/console`, which the polled serial port cannot be.
 const DEBUG_SERIAL: &str = "earlyprintk=ttyS0,115200 8250.nr_uarts=1 console=ttyS0 console=hvc0";
+
+/// The driver maps in units of this size, and nothing is added to the image: it is whole or wrong.
+const ROOT_ALIGNMENT: u64 = 2 << 20;
 
 /// What to build; the protocol's crate has the limits.
 #[derive(Clone, Debug)]
@@ -69,6 +73,10 @@ pub enum MachineError {
     CommandLine(usize),
     #[error("KVM cannot {0}")]
     Kvm(&'static str, #[source] kvm_ioctls::Error),
+    #[error("cannot inspect the root image")]
+    RootImage(#[source] io::Error),
+    #[error("root image is {0} bytes long, which is not a multiple of 2 MiB")]
+    RootLength(u64),
     #[error("cannot make an event descriptor")]
     Events(#[source] io::Error),
     #[error("cannot add a device to the machine")]
@@ -85,11 +93,15 @@ impl Machine {
     pub fn new(description: &Description, resources: Resources) -> Result<Self, MachineError> {
         let ram = layout::ram(u64::from(description.memory_mib) << 20);
         let memory = memory::guest_memory(&ram)?;
-        let root_image = RootImage::map(&resources.root_image, &ram)?;
+        let root_length = resources.root_image.metadata().map_err(MachineError::RootImage)?.len();
+        if root_length == 0 || !root_length.is_multiple_of(ROOT_ALIGNMENT) {
+            return Err(MachineError::RootLength(root_length));
+        }
         let entry = load_guest(description, &resources.kernel, &ram, &memory)?;
 
         let vm = create_vm(&resources.kvm)?;
-        memory::give_to_guest(&vm, &memory, &root_image)?;
+        let mut regions = Regions::new(Arc::clone(&vm), &ram, memory::give_ram(&vm, &memory)?)?;
+        let root_image = regions.add(&[(&resources.root_image, 0..root_length)])?;
         let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, entry)?;
 
         let serial = if description.debug_serial {
@@ -99,14 +111,13 @@ impl Machine {
             None
         };
         let bus = Arc::new(Bus::new());
-        let exits = Exits { bus: Arc::clone(&bus), serial, root_image: root_image.guest.clone() };
+        let exits = Exits { bus: Arc::clone(&bus), serial, read_only: regions.addresses() };
         let ready = EventFd::new(EFD_NONBLOCK).map_err(MachineError::Events)?;
         let signal = ready.try_clone().map_err(MachineError::Events)?;
-        let (cold, connector) =
-            devices::cold(&root_image.guest, resources.console, signal).map_err(MachineError::Events)?;
+        let (cold, connector) = devices::cold(&root_image, resources.console, signal).map_err(MachineError::Events)?;
 
         let mut machine = Self {
-            memory,
+            memory: regions.and_ram(&memory)?,
             bus,
             attention: Arc::new(Attention::new().map_err(MachineError::Events)?),
             interrupts: Interrupts::new(Arc::clone(&vm)),
@@ -121,7 +132,8 @@ impl Machine {
             processors: description.vcpus,
             vcpus,
             exits: Arc::new(exits),
-            _root_image: root_image,
+            regions,
+            mapped: HashMap::new(),
         };
         for (slot, device) in cold {
             machine.insert(slot, device)?;

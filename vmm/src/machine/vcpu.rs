@@ -73,6 +73,7 @@ pub fn run(mut vcpu: VcpuFd, exits: &Exits) -> StopReason {
                 }
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) if error.errno() == libc::EFAULT => return StopReason::Failed(exits.lost_memory(None)),
             Err(error) => return StopReason::Failed(format!("cannot run a vCPU: {error}")),
         }
     }
