@@ -5,6 +5,7 @@ pub mod cni;
 pub mod container;
 pub mod cri;
 pub mod leaks;
+pub mod log;
 pub mod netns;
 pub mod node_config;
 pub mod probe;
