@@ -52,6 +52,8 @@ fn handler(contender: &str) -> Result<&'static str> {
     match contender {
         "runc" => Ok("runc"),
         "bulkhead-cold" => Ok("bulkhead-cold"),
+        // What an installed node has; from a template once there are any.
+        "bulkhead-template" => Ok("bulkhead"),
         _ => bail!("there is no contender {contender}"),
     }
 }
