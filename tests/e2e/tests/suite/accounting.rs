@@ -95,7 +95,7 @@ fn the_pod_is_counted(pod: &Pod) {
 
 fn new_limits_hold_at_once(steady: &Container<'_>) {
     let too_much = steady.update(|resources| resources.memory_limit_in_bytes = 1 << 30).expect_err("it is too much");
-    assert!(too_much.to_string().contains("a limit of 1024 MiB is more than the microVM's 324 MiB"), "{too_much}");
+    assert!(too_much.to_string().contains("a limit of 1024 MiB is more than the microVM's 328 MiB"), "{too_much}");
     let changed = steady.update(|resources| {
         resources.memory_limit_in_bytes = 64 << 20;
         (resources.cpu_quota, resources.cpu_period, resources.cpu_shares) = (20_000, 100_000, 512);
