@@ -15,8 +15,10 @@ mod target;
 use crate::run;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use node::Run;
 use node_vm::{Clock, Edition};
 use result::BenchResult;
+use sample::Measured;
 use std::fs;
 use std::path::PathBuf;
 
@@ -70,10 +72,12 @@ pub fn measure(choice: &Choice) -> Result<PathBuf> {
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let payload = payload::make(steps.iter().any(|step| step.compared))?;
     let clock = if choice.wall_clock { Clock::Wall } else { Clock::Instructions };
-    let measured = node::measure(choice.edition, clock, &steps, &payload, &directory)?;
-    let result = BenchResult::new(clock, choice.edition, choice.quick, measured);
     let path = choice.result.clone().unwrap_or_else(|| directory.join("bench.json"));
-    result.write(&path)?;
+    let result = |measured: &Measured| BenchResult::new(clock, choice.edition, choice.quick, measured);
+    let keep = |measured: &Measured| result(measured).write(&path);
+    let measured = Run::new(&steps, &keep).measure(choice.edition, clock, &payload, &directory)?;
+    keep(&measured)?;
+    let result = result(&measured);
     let targets = target::read()?;
     print!("{}\n{}", table::table(&result, &targets), table::remarks(&result, &targets));
     if choice.budget {

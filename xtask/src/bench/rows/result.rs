@@ -35,7 +35,7 @@ pub struct Figure {
 }
 
 impl BenchResult {
-    pub fn new(clock: Clock, edition: Edition, quick: bool, measured: Measured) -> Self {
+    pub fn new(clock: Clock, edition: Edition, quick: bool, measured: &Measured) -> Self {
         let figure = |(row, contender, values): (&str, &str, Vec<f64>)| {
             let Summary { median, spread } = summarize(&values)?;
             let unit = row::unit(row).to_owned();
@@ -51,7 +51,7 @@ impl BenchResult {
             quick,
             nodes: measured.nodes,
             figures: measured.values().into_iter().filter_map(figure).collect(),
-            failures: measured.failures,
+            failures: measured.failures.clone(),
         }
     }
 
@@ -101,7 +101,7 @@ pub mod tests {
             value,
         };
         let measured = Measured { samples: samples.iter().map(sample).collect(), ..Measured::default() };
-        BenchResult::new(Clock::Instructions, Edition::Trixie, false, measured)
+        BenchResult::new(Clock::Instructions, Edition::Trixie, false, &measured)
     }
 
     #[test]

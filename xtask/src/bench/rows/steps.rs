@@ -51,7 +51,7 @@ const fn program(measurement: &'static str, contender: &'static str) -> Step {
 
 /// A pod from its start to its end takes seconds, most of them pauses.
 const fn pod(measurement: &'static str, contender: &'static str) -> Step {
-    let deadline = Duration::from_secs(300);
+    let deadline = Duration::from_secs(200);
     Step {
         stage: Stage::Pods,
         measurement,
