@@ -15,7 +15,7 @@ use std::process::Command;
 const ALIGNMENT: u64 = 2 << 20;
 
 /// `noinline_data` keeps the tails of files in blocks of their own: DAX maps whole pages.
-const MKFS: [&str; 7] =
+pub const MKFS: [&str; 7] =
     ["--quiet", "-x-1", "-T0", "-Enoinline_data", "--all-root", "-U", "b01c4ead-0000-4000-8000-000000000000"];
 
 /// Mount points, and what the agent expects to exist before it mounts anything.
@@ -81,7 +81,8 @@ fn install(from: &Path, to: &Path, mode: u32) -> Result<()> {
     Ok(())
 }
 
-fn make_image(root: &Path, image: &Path) -> Result<()> {
+/// A root image as the VMM maps it, of what is in `root`.
+pub fn make_image(root: &Path, image: &Path) -> Result<()> {
     run::run(Command::new("mkfs.erofs").args(MKFS).arg(image).arg(root))?;
     let file = fs::File::options().write(true).open(image)?;
     file.set_len(file.metadata()?.len().next_multiple_of(ALIGNMENT))?;

@@ -50,7 +50,7 @@ pub fn measure(options: &Options) -> Result<PathBuf> {
     let rows = result::rows(&jobs, &measured.samples)?;
     let path = directory.join("disk.json");
     let report = json!({
-        "clock": "instructions: the node's clock advances one nanosecond for each",
+        "clock": super::INSTRUCTION_CLOCK,
         "unit": "nanoseconds of that clock for a request: instructions of guest, VMM and node together",
         "edition": options.edition.to_string(),
         "boots": measured.boots,

@@ -2,7 +2,7 @@
 
 use crate::bootstrap::Root;
 use crate::cache::{self, Inputs};
-use crate::run;
+use crate::{guest_image, run};
 use anyhow::{Context, Result};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,9 +18,6 @@ const APPLETS: [&str; 6] = ["sh", "mount", "cat", "sleep", "grep", "reboot"];
 
 /// Programs with shared libraries. The date is Debian's own: busybox tells no nanoseconds.
 const PROGRAMS: [&str; 2] = ["fio", "date"];
-
-/// As our VMM wants a root image: a whole number of 2 MiB.
-const ALIGNMENT: u64 = 2 << 20;
 
 pub fn recipe() -> PathBuf {
     run::workspace().join("images/bench")
@@ -40,7 +37,7 @@ pub fn tools() -> Result<PathBuf> {
 /// The guest's root image: fio, busybox and an init that runs the jobs.
 pub fn guest(tools: &Path) -> Result<PathBuf> {
     let inputs = Inputs::default().value("version", RECIPE_VERSION).value("applets", APPLETS.join(" "));
-    let inputs = inputs.value("programs", PROGRAMS.join(" "));
+    let inputs = inputs.value("programs", PROGRAMS.join(" ")).value("mkfs", guest_image::MKFS.join(" "));
     // The cache's directory names stand for the content.
     let inputs =
         inputs.value("tools", tools.parent().context("the tools' root has no parent")?.as_os_str().as_encoded_bytes());
@@ -49,11 +46,7 @@ pub fn guest(tools: &Path) -> Result<PathBuf> {
         let scratch = tempfile::tempdir_in(into)?;
         let root = scratch.path().join("root");
         lay_out(&root, tools)?;
-        let image = into.join("guest.erofs");
-        let mut make = Command::new("mkfs.erofs");
-        run::run(make.args(["--quiet", "-T0", "-Enoinline_data", "--all-root"]).arg(&image).arg(&root))?;
-        let file = fs::File::options().write(true).open(&image)?;
-        Ok(file.set_len(file.metadata()?.len().next_multiple_of(ALIGNMENT))?)
+        guest_image::make_image(&root, &into.join("guest.erofs"))
     })?;
     Ok(entry.join("guest.erofs"))
 }

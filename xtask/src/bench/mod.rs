@@ -14,6 +14,9 @@ use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 /// Without a subcommand: start time and memory.
+/// What results call it.
+const INSTRUCTION_CLOCK: &str = "instructions: the node's clock advances one nanosecond for each";
+
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Options {

@@ -2,18 +2,14 @@
 
 use crate::bench::images;
 use crate::cache::{self, Inputs};
-use crate::{dist, kernel, run};
+use crate::{dist, guest_image, kernel};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use tempfile::TempDir;
 
-/// Changed by hand when this file makes a different image from the same init.
-const RECIPE_VERSION: &str = "1";
-
-/// As our VMM wants a root image: a whole number of 2 MiB.
-const ALIGNMENT: u64 = 2 << 20;
+/// Where the kernel and an init mount things.
+const DIRECTORIES: [&str; 3] = ["dev", "proc", "sys"];
 
 #[derive(Debug)]
 pub struct Payload {
@@ -53,18 +49,16 @@ pub fn make(compared: bool) -> Result<Payload> {
 
 /// A root image with nothing but an init.
 fn init_image(init: &Path) -> Result<PathBuf> {
-    let inputs = Inputs::default().value("version", RECIPE_VERSION).path(init)?;
+    let inputs = Inputs::default().value("mkfs", guest_image::MKFS.join(" "));
+    let inputs = inputs.value("directories", DIRECTORIES.join(" ")).path(init)?;
     let entry = cache::entry("bench-init", &inputs, |into| {
-        let root = into.join("root");
-        for directory in ["dev", "proc", "sys"] {
+        let scratch = tempfile::tempdir_in(into)?;
+        let root = scratch.path().join("root");
+        for directory in DIRECTORIES {
             fs::create_dir_all(root.join(directory))?;
         }
         fs::copy(init, root.join("init"))?;
-        let image = into.join("init.erofs");
-        let mut make = Command::new("mkfs.erofs");
-        run::run(make.args(["--quiet", "-T0", "-Enoinline_data", "--all-root"]).arg(&image).arg(&root))?;
-        let file = fs::File::options().write(true).open(&image)?;
-        Ok(file.set_len(file.metadata()?.len().next_multiple_of(ALIGNMENT))?)
+        guest_image::make_image(&root, &into.join("init.erofs"))
     })?;
     Ok(entry.join("init.erofs"))
 }

@@ -2,6 +2,7 @@
 
 use super::row;
 use super::sample::{Failure, Measured};
+use crate::bench::INSTRUCTION_CLOCK;
 use crate::bench::statistics::{Summary, summarize};
 use anyhow::{Context, Result};
 use node_vm::{Clock, Edition};
@@ -42,7 +43,7 @@ impl BenchResult {
             Some(Figure { row: row.to_owned(), contender: contender.to_owned(), unit, median, spread, values })
         };
         let clock = match clock {
-            Clock::Instructions => "instructions: the node's clock advances one nanosecond for each",
+            Clock::Instructions => INSTRUCTION_CLOCK,
             Clock::Wall => "wall: the time of the machine that the node runs on",
         };
         Self {
