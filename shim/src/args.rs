@@ -14,6 +14,8 @@ pub enum Action {
     Start,
     /// Remove what a dead shim left.
     Delete,
+    /// Make the node's template. Not containerd's: the operator's command runs it.
+    Template,
     /// Serve. Not containerd's: `start` runs it, with the listening socket as standard input.
     Serve,
 }
@@ -67,6 +69,7 @@ impl Arguments {
                     "start" => Action::Start,
                     "delete" => Action::Delete,
                     "serve" => Action::Serve,
+                    "template" => Action::Template,
                     _ => return Err(ArgumentError::UnknownAction(argument)),
                 });
                 continue;
