@@ -50,6 +50,7 @@ pub fn install(layout: &Layout, dry_run: bool) -> Result<()> {
         }
     }
     if !dry_run {
+        crate::template::build_if_possible(layout);
         println!("Installed. Restart containerd to load the runtime, then run `bulkhead check`.");
     }
     Ok(())

@@ -1,0 +1,64 @@
+//! `bulkhead template`: the machine that pods of this node are made from. The shim's program makes it, as it starts VMMs.
+
+use crate::layout::{Layout, PREFIX, SHIM};
+use anyhow::{Context, Result, bail};
+use bulkhead_config::STATE_DIRECTORY;
+use clap::Subcommand;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum Template {
+    /// Make it anew. Pods that run are left alone.
+    Build {
+        /// Where the node's root directory is seen.
+        #[arg(long, default_value = "/")]
+        root: PathBuf,
+    },
+    /// Remove it. Pods boot from then on.
+    Remove {
+        #[arg(long, default_value = "/")]
+        root: PathBuf,
+    },
+}
+
+pub fn run(command: &Template) -> Result<bool> {
+    match command {
+        Template::Build { root } => build(&Layout::new(root)),
+        Template::Remove { root } => remove(&Layout::new(root)),
+    }
+    .map(|()| true)
+}
+
+pub fn build(layout: &Layout) -> Result<()> {
+    let mut command = layout.command(&format!("{PREFIX}/bin/{SHIM}"));
+    let status = command.arg("template").status().context("cannot run the shim's program")?;
+    if !status.success() {
+        bail!("there is no template: its builder ended with {status}");
+    }
+    Ok(())
+}
+
+/// For an installation: pods boot without a template, so that a node is never without Bulkhead for the lack of one.
+pub fn build_if_possible(layout: &Layout) {
+    match build(layout) {
+        Ok(()) => println!("made a template of a booted machine"),
+        Err(error) => println!("no template was made, so that pods boot: {error:#}"),
+    }
+}
+
+/// Where templates are; the directory is ours alone.
+pub fn directory(layout: &Layout) -> PathBuf {
+    layout.at(STATE_DIRECTORY)
+}
+
+pub fn remove(layout: &Layout) -> Result<()> {
+    let directory = directory(layout);
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
