@@ -111,7 +111,9 @@ fn create(path: &str) -> Result<File> {
 }
 
 fn make(options: &Options, memory: &str, state: &str) -> Result<()> {
-    let [program, kernel, image] = options.files.as_slice() else { bail!("name the VMM, the kernel and the root image") };
+    let [program, kernel, image] = options.files.as_slice() else {
+        bail!("name the VMM, the kernel and the root image")
+    };
     let vmm = Vmm::spawn(program)?;
     let (console, console_end) = std::io::pipe()?;
     show(console);
@@ -207,14 +209,20 @@ fn restore(options: &Options, memory: &str, state: &str) -> Result<(f64, f64)> {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
         line.split_whitespace().nth(1).unwrap_or("?").to_owned()
     };
-    println!("  private {} KiB, anonymous {} KiB, shared {} KiB", field("Private_Dirty"), field("Anonymous"), field("Shared_Clean"));
+    println!(
+        "  private {} KiB, anonymous {} KiB, shared {} KiB",
+        field("Private_Dirty"),
+        field("Anonymous"),
+        field("Shared_Clean")
+    );
     vmm.end()?;
     Ok((running, answered))
 }
 
 fn main() -> Result<()> {
     let options = options()?;
-    let (memory, state) = (format!("{}/template-memory", options.directory), format!("{}/template-state", options.directory));
+    let (memory, state) =
+        (format!("{}/template-memory", options.directory), format!("{}/template-state", options.directory));
     make(&options, &memory, &state)?;
     for number in 1..=options.count {
         let (running, answered) = restore(&options, &memory, &state)?;

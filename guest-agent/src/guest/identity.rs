@@ -39,8 +39,7 @@ pub fn renew_randomness(bytes: &[u8]) -> Result<(), Error> {
     let size = i32::try_from(bytes.len()).expect("at most MAX_ENTROPY");
     let mut pool = RandPoolInfo { entropy_bits: size * 8, size, bytes: [0; MAX_ENTROPY] };
     pool.bytes[..bytes.len()].copy_from_slice(bytes);
-    let device =
-        std::fs::File::open("/dev/random").map_err(Error::system("add entropy to", "/dev/random"))?;
+    let device = std::fs::File::open("/dev/random").map_err(Error::system("add entropy to", "/dev/random"))?;
     // SAFETY: the device is open, and the kernel reads `size` bytes of `pool.bytes`, which has at least that many.
     let added = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
     checked(added).map_err(Error::system("add entropy to", "/dev/random"))?;

@@ -26,7 +26,12 @@ impl Host {
     pub fn of_this_program() -> Result<Self, SandboxError> {
         let program = std::fs::read_link("/proc/self/exe").map_err(SandboxError::host("read", "/proc/self/exe"))?;
         let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/")).to_owned();
-        Ok(Self { prefix, run: bulkhead_config::RUN_DIRECTORY.into(), state: bulkhead_config::STATE_DIRECTORY.into(), cgroups: "/sys/fs/cgroup".into() })
+        Ok(Self {
+            prefix,
+            run: bulkhead_config::RUN_DIRECTORY.into(),
+            state: bulkhead_config::STATE_DIRECTORY.into(),
+            cgroups: "/sys/fs/cgroup".into(),
+        })
     }
 
     #[cfg(test)]

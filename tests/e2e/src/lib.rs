@@ -3,6 +3,7 @@
 
 pub mod cni;
 pub mod container;
+pub mod containerd_log;
 pub mod cri;
 pub mod leaks;
 pub mod netns;

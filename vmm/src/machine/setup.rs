@@ -128,8 +128,7 @@ impl Machine {
         let exits = Exits { bus: Arc::clone(&bus), serial, root_image: root_image.guest.clone() };
         let ready = EventFd::new(EFD_NONBLOCK).map_err(MachineError::Events)?;
         let signal = ready.try_clone().map_err(MachineError::Events)?;
-        let (cold, connector) =
-            devices::cold(&root_image.guest, console, signal).map_err(MachineError::Events)?;
+        let (cold, connector) = devices::cold(&root_image.guest, console, signal).map_err(MachineError::Events)?;
 
         let mut machine = Self {
             memory,

@@ -6,7 +6,7 @@ mod msix;
 
 pub use bus::{Bus, CONFIG_ADDRESS, CONFIG_DATA, SLOTS};
 pub use config::{ConfigSpace, Identity, SIZE as CONFIG_SIZE};
-pub use msix::{Msix, MsiMessage, SavedVector, Vector};
+pub use msix::{MsiMessage, Msix, SavedVector, Vector};
 
 use std::ops::Range;
 

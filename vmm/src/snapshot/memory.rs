@@ -173,7 +173,8 @@ mod tests {
 
     fn used() -> GuestMemory {
         let memory = memory();
-        for (address, value) in [(0, 1_u8), (8 * KIB, 2), (1 << 20, 3), ((4 << 20) - 1, 4), (HIGH, 5), (HIGH + 5000, 6)] {
+        for (address, value) in [(0, 1_u8), (8 * KIB, 2), (1 << 20, 3), ((4 << 20) - 1, 4), (HIGH, 5), (HIGH + 5000, 6)]
+        {
             memory.write_obj(value, GuestAddress(address)).unwrap();
         }
         memory

@@ -28,7 +28,11 @@ extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 
 impl PausableVcpu {
     /// Runs a vCPU on a thread of its own. `stopped` is called when the guest stops by itself.
-    pub fn spawn(vcpu: VcpuFd, exits: Arc<Exits>, stopped: impl FnOnce(StopReason) + Send + 'static) -> io::Result<Self> {
+    pub fn spawn(
+        vcpu: VcpuFd,
+        exits: Arc<Exits>,
+        stopped: impl FnOnce(StopReason) + Send + 'static,
+    ) -> io::Result<Self> {
         register_signal_handler(SIGRTMIN(), interrupt).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         let wanted = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&wanted);

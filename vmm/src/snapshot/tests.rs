@@ -62,7 +62,8 @@ impl Host {
         let vm = Arc::new(kvm.create_vm().unwrap());
         vm.set_tss_address(0xfffb_d000).unwrap();
         if split {
-            let mut capability = kvm_bindings::kvm_enable_cap { cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+            let mut capability =
+                kvm_bindings::kvm_enable_cap { cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
             capability.args[0] = 0;
             vm.enable_cap(&capability).unwrap();
         } else {
@@ -170,7 +171,8 @@ const WAIT: &[u8] = &[0x80, 0x3e, 0x00, 0x06, 0x00, 0x74, 0xf9];
 
 fn wrmsr(index: u32, low: u32) -> Vec<u8> {
     // mov ecx, index; mov eax, low; xor edx, edx; wrmsr
-    [&[0x66, 0xb9][..], &index.to_le_bytes(), &[0x66, 0xb8], &low.to_le_bytes(), &[0x66, 0x31, 0xd2, 0x0f, 0x30]].concat()
+    [&[0x66, 0xb9][..], &index.to_le_bytes(), &[0x66, 0xb8], &low.to_le_bytes(), &[0x66, 0x31, 0xd2, 0x0f, 0x30]]
+        .concat()
 }
 
 fn counter(vcpu: &VcpuFd) -> u64 {

@@ -69,12 +69,7 @@ impl std::fmt::Debug for VcpuState {
 impl VcpuState {
     /// Reads a vCPU that is not running, and that KVM has left with nothing to complete: `KVM_RUN` was interrupted last.
     /// `cpuid` is what was set at its start: KVM changes parts of it as the guest runs.
-    pub fn read(
-        kvm_device: &Kvm,
-        vm: &VmFd,
-        vcpu: &VcpuFd,
-        cpuid: Vec<kvm_cpuid_entry2>,
-    ) -> Result<Self, VcpuError> {
+    pub fn read(kvm_device: &Kvm, vm: &VmFd, vcpu: &VcpuFd, cpuid: Vec<kvm_cpuid_entry2>) -> Result<Self, VcpuError> {
         // 0: an older KVM, which has no processors with more.
         let extended = vm.check_extension_int(Cap::Xsave2);
         if usize::try_from(extended).is_ok_and(|length| length > size_of::<kvm_xsave>()) {
@@ -191,9 +186,8 @@ impl Saved for VcpuState {
             extended_control: reader.object("the extended control registers")?,
             debug: reader.object("the debug registers")?,
             local_apic: reader.object("the local APIC")?,
-            model_specific: reader.list("the model-specific registers", MAX_MSRS, |reader| {
-                reader.object("a model-specific register")
-            })?,
+            model_specific: reader
+                .list("the model-specific registers", MAX_MSRS, |reader| reader.object("a model-specific register"))?,
             tsc_khz: reader.object("the rate of the time-stamp counter")?,
             cpuid: reader.list("the CPUID", KVM_MAX_CPUID_ENTRIES, |reader| reader.object("an entry of the CPUID"))?,
             events: reader.object("the pending events")?,

@@ -83,9 +83,8 @@ impl Saved for VmState {
     fn load(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
         Ok(Self {
             clock: reader.number("the clock")?,
-            chips: reader.list("the interrupt controllers", CHIPS.len(), |reader| {
-                reader.object("an interrupt controller")
-            })?,
+            chips: reader
+                .list("the interrupt controllers", CHIPS.len(), |reader| reader.object("an interrupt controller"))?,
             timer: reader.option("the timer", |reader| reader.object("the timer"))?,
         })
     }

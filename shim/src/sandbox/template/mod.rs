@@ -114,12 +114,7 @@ pub(super) enum Unusable {
 }
 
 /// The template for a machine of this size. `None`: there is none, or it is not wanted, or not for this size.
-pub(super) fn open(
-    host: &Host,
-    inputs: Inputs<'_>,
-    size: Size,
-    config: &Config,
-) -> Result<Option<Template>, Unusable> {
+pub(super) fn open(host: &Host, inputs: Inputs<'_>, size: Size, config: &Config) -> Result<Option<Template>, Unusable> {
     // What debugging is to show happens before a template is made.
     if !config.templates || config.debug || size.vcpus != 1 {
         return Ok(None);

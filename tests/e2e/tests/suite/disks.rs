@@ -2,6 +2,7 @@
 //! line, and the pod can be removed.
 
 use e2e::container::ctr;
+use e2e::containerd_log::ContainerdLog;
 use e2e::cri::messages::Device;
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
@@ -249,34 +250,5 @@ impl Drop for Volume {
         try_run(&["dmsetup", "remove", "--force", "--retry", &self.name]);
         try_run(&["losetup", "--detach", &self.loop_device]);
         fs::remove_file(&self.image).ok();
-    }
-}
-
-/// What containerd and the shims log.
-struct ContainerdLog {
-    start: usize,
-}
-
-impl ContainerdLog {
-    fn from_now_on() -> Self {
-        Self { start: Self::read().len() }
-    }
-
-    fn read() -> String {
-        let logs = ["/artifacts/containerd.log", "/var/log/containerd.log"];
-        let bytes = logs.iter().find_map(|path| fs::read(path).ok()).expect("containerd logs to a file");
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// The lines that have this text, once there is one and a second for others has passed.
-    fn wait_for(&self, text: &str) -> Vec<String> {
-        let lines = || {
-            let log = Self::read();
-            let fresh = log.get(self.start..).unwrap_or_default().lines();
-            fresh.filter(|line| line.contains(text)).map(str::to_owned).collect::<Vec<_>>()
-        };
-        eventually(&format!("the log says {text:?}"), || !lines().is_empty());
-        std::thread::sleep(Duration::from_secs(1));
-        lines()
     }
 }

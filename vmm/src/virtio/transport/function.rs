@@ -126,7 +126,8 @@ impl VirtioFunction {
         let queues = if running { inner.device.stop() } else { Vec::new() };
         let position = |queue: Option<&Option<Queue>>| queue.and_then(Option::as_ref).map(Position::of);
         let positions: Vec<_> = (0..common.queues.len()).map(|index| position(queues.get(index))).collect();
-        let lost = |(registers, position): (&QueueRegisters, &Option<Position>)| registers.enabled && position.is_none();
+        let lost =
+            |(registers, position): (&QueueRegisters, &Option<Position>)| registers.enabled && position.is_none();
         if running && common.queues.iter().zip(&positions).any(lost) {
             return Err(StateError::Lost(self.slot));
         }
