@@ -15,13 +15,14 @@ pub use kernel::KernelError;
 pub use memory::MemoryError;
 pub use setup::{Description, MachineError, Resources};
 pub use vcpu::Stop;
+pub(crate) use vcpu::run_until;
 
 use crate::pci::{Bus, SLOTS};
 use crate::virtio::device::{GuestMemory, VirtioDevice};
 use crate::virtio::failure::Failures;
 use crate::virtio::transport::{Attention, VirtioFunction};
 use crate::virtio::vsock::Connector;
-use exits::Exits;
+pub(crate) use exits::Exits;
 use interrupts::{Interrupts, KvmDoorbells};
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::RootImage;
