@@ -95,6 +95,7 @@ fn main() -> Result<()> {
         root_image: FdSlot(2),
         console: FdSlot(3),
         debug_serial: options.serial,
+        template: false,
     };
     let descriptors = [kvm.as_raw_fd(), kernel.as_raw_fd(), image.as_raw_fd(), console_end.as_raw_fd()];
     send(&shim, 1, Call::Boot(Box::new(machine)), &descriptors)?;

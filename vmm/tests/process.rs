@@ -64,6 +64,7 @@ fn machine() -> Machine {
         root_image: FdSlot(2),
         console: FdSlot(3),
         debug_serial: false,
+        template: false,
     }
 }
 

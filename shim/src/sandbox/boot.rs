@@ -223,6 +223,7 @@ fn machine(size: Size, config: &Config, uid: u32) -> Machine {
         root_image: FdSlot(2),
         console: FdSlot(3),
         debug_serial: config.debug,
+        template: false,
     }
 }
 

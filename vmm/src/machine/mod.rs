@@ -7,6 +7,7 @@ mod kernel;
 mod memory;
 mod serial;
 mod setup;
+mod snapshot;
 mod vcpu;
 mod x86_64;
 
@@ -14,6 +15,7 @@ pub use devices::{Attachment, DeviceError};
 pub use kernel::KernelError;
 pub use memory::MemoryError;
 pub use setup::{Description, MachineError, Resources};
+pub use snapshot::{RestoreResources, SnapshotError, read_state};
 pub use vcpu::Stop;
 pub(crate) use vcpu::run_until;
 
@@ -52,7 +54,9 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     exits: Arc<Exits>,
     /// Mapped while the guest may read it.
-    _root_image: RootImage,
+    root_image: RootImage,
+    /// Of a machine that is to be saved.
+    template: Option<snapshot::Template>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -55,6 +55,18 @@ pub struct Resources {
     pub console: OwnedFd,
 }
 
+/// A machine without its devices.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub vm: Vm,
+    pub vcpus: Vec<VcpuFd>,
+    pub memory: GuestMemory,
+    pub root_image: RootImage,
+    pub console: OwnedFd,
+    pub debug_serial: bool,
+    pub processors: u8,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     #[error(transparent)]
@@ -76,7 +88,7 @@ pub enum MachineError {
 }
 
 /// Names the step of a failed KVM call.
-fn kvm<T>(step: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, MachineError> {
+pub(super) fn kvm<T>(step: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, MachineError> {
     result.map_err(|error| MachineError::Kvm(step, error))
 }
 
@@ -92,8 +104,22 @@ impl Machine {
         memory::give_to_guest(&vm, &memory, &root_image)?;
         let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, entry)?;
 
-        let serial = if description.debug_serial {
-            let log = resources.console.try_clone().map_err(MachineError::Events)?;
+        Self::assemble(Parts {
+            vm,
+            vcpus,
+            memory,
+            root_image,
+            console: resources.console,
+            debug_serial: description.debug_serial,
+            processors: description.vcpus,
+        })
+    }
+
+    /// Adds bus and devices.
+    pub(super) fn assemble(parts: Parts) -> Result<Self, MachineError> {
+        let Parts { vm, vcpus, memory, root_image, console, debug_serial, processors } = parts;
+        let serial = if debug_serial {
+            let log = console.try_clone().map_err(MachineError::Events)?;
             Some(DebugSerial::new(log).map_err(MachineError::Events)?)
         } else {
             None
@@ -103,7 +129,7 @@ impl Machine {
         let ready = EventFd::new(EFD_NONBLOCK).map_err(MachineError::Events)?;
         let signal = ready.try_clone().map_err(MachineError::Events)?;
         let (cold, connector) =
-            devices::cold(&root_image.guest, resources.console, signal).map_err(MachineError::Events)?;
+            devices::cold(&root_image.guest, console, signal).map_err(MachineError::Events)?;
 
         let mut machine = Self {
             memory,
@@ -118,10 +144,11 @@ impl Machine {
             connector,
             ready,
             stop: Arc::new(Stop::new().map_err(MachineError::Events)?),
-            processors: description.vcpus,
+            processors,
             vcpus,
             exits: Arc::new(exits),
-            _root_image: root_image,
+            root_image,
+            template: None,
         };
         for (slot, device) in cold {
             machine.insert(slot, device)?;
@@ -159,7 +186,7 @@ fn command_line(description: &Description) -> Result<Vec<u8>, MachineError> {
     Ok(bytes)
 }
 
-fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
+pub(super) fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
     let vm = kvm("create a machine", kvm_device.create_vm())?;
     // Both before the first vCPU.
     kvm("place its task state", vm.set_tss_address(layout::KVM_TSS))?;
@@ -170,8 +197,12 @@ fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
     Ok(Arc::new(vm))
 }
 
+pub(super) fn supported_cpuid(kvm_device: &Kvm) -> Result<CpuId, MachineError> {
+    kvm("tell its CPUID", kvm_device.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))
+}
+
 fn create_vcpus(kvm_device: &Kvm, vm: &Vm, count: u8, entry: u64) -> Result<Vec<VcpuFd>, MachineError> {
-    let supported = kvm("tell its CPUID", kvm_device.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+    let supported = supported_cpuid(kvm_device)?;
     let tsc_deadline = kvm_device.check_extension(Cap::TscDeadlineTimer);
     (0..count)
         .map(|id| {

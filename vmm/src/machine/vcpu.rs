@@ -31,7 +31,7 @@ impl Stop {
     }
 
     /// The first reason counts.
-    fn signal(&self, reason: StopReason) {
+    pub fn signal(&self, reason: StopReason) {
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         if self.event.write(1).is_err() {
             // Nobody would ever learn of it: an ended process is what the shim watches for.

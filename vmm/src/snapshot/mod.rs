@@ -5,7 +5,9 @@
 //! the shim boots the machine the slow way.
 
 pub mod codec;
+pub mod memory;
 pub mod pause;
+pub mod state;
 pub mod vcpu;
 pub mod vm;
 

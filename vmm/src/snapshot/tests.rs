@@ -83,14 +83,22 @@ impl Host {
         Some(Self { kvm, vm, memory, split })
     }
 
-    fn vcpu(&self) -> VcpuFd {
-        let vcpu = self.vm.create_vcpu(0).unwrap();
+    fn cpuid(&self) -> CpuId {
         let mut cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
         for entry in cpuid.as_mut_slice().iter_mut().filter(|entry| entry.function == 1) {
             entry.ecx |= CPUID_LEAF1_ECX_TSC_DEADLINE;
         }
-        vcpu.set_cpuid2(&cpuid).unwrap();
+        cpuid
+    }
+
+    fn vcpu(&self) -> VcpuFd {
+        let vcpu = self.vm.create_vcpu(0).unwrap();
+        vcpu.set_cpuid2(&self.cpuid()).unwrap();
         vcpu
+    }
+
+    fn vcpu_state(&self, vcpu: &VcpuFd) -> VcpuState {
+        VcpuState::read(&self.kvm, &self.vm, vcpu, self.cpuid().as_slice().to_vec()).unwrap()
     }
 
     fn begin(&self, code: &[u8]) -> VcpuFd {
@@ -109,7 +117,7 @@ impl Host {
     }
 
     fn save(&self, vcpu: &VcpuFd) -> Paused {
-        let vcpu = VcpuState::read(&self.kvm, &self.vm, vcpu).unwrap();
+        let vcpu = self.vcpu_state(vcpu);
         let state = codec::encode(&Both { vm: VmState::read(&self.vm).unwrap(), vcpu }).unwrap();
         let mut memory = vec![0; RAM];
         self.memory.read_slice(&mut memory, GuestAddress(0)).unwrap();
@@ -275,7 +283,7 @@ fn clocks_go_on_where_they_were() {
 fn damaged_content_is_an_error_or_a_state_but_no_panic() {
     let Some(host) = Host::new(true) else { return };
     let vcpu = host.vcpu();
-    let state = Both { vm: VmState::read(&host.vm).unwrap(), vcpu: VcpuState::read(&host.kvm, &host.vm, &vcpu).unwrap() };
+    let state = Both { vm: VmState::read(&host.vm).unwrap(), vcpu: host.vcpu_state(&vcpu) };
     let content = codec::testing::content(&state);
     for length in 0..content.len() {
         assert!(codec::testing::from_content::<Both>(&content[..length]).is_err());

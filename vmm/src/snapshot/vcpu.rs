@@ -68,10 +68,16 @@ impl std::fmt::Debug for VcpuState {
 
 impl VcpuState {
     /// Reads a vCPU that is not running, and that KVM has left with nothing to complete: `KVM_RUN` was interrupted last.
-    pub fn read(kvm_device: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<Self, VcpuError> {
+    /// `cpuid` is what was set at its start: KVM changes parts of it as the guest runs.
+    pub fn read(
+        kvm_device: &Kvm,
+        vm: &VmFd,
+        vcpu: &VcpuFd,
+        cpuid: Vec<kvm_cpuid_entry2>,
+    ) -> Result<Self, VcpuError> {
         // 0: an older KVM, which has no processors with more.
         let extended = vm.check_extension_int(Cap::Xsave2);
-        if extended > size_of::<kvm_xsave>() as i32 {
+        if usize::try_from(extended).is_ok_and(|length| length > size_of::<kvm_xsave>()) {
             return Err(VcpuError::ExtendedState(extended));
         }
         let run_state = kvm("tell the run state", vcpu.get_mp_state())?;
@@ -85,7 +91,7 @@ impl VcpuState {
             local_apic: kvm("read the local APIC", vcpu.get_lapic())?,
             model_specific: read_msrs(kvm_device, vcpu)?,
             tsc_khz: kvm("tell the rate of the time-stamp counter", vcpu.get_tsc_khz())?,
-            cpuid: kvm("tell the CPUID", vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?.as_slice().to_vec(),
+            cpuid,
             events: kvm("tell the pending events", vcpu.get_vcpu_events())?,
         })
     }

@@ -148,8 +148,8 @@ fn what_no_driver_could_have_written_is_refused() {
     let refused: [Damage; 9] = [
         |state| state.slot = 6,
         |state| state.config[2] ^= 1,
-        |state| drop(state.vectors.pop()),
-        |state| drop(state.common.queues.pop()),
+        |state| state.vectors.truncate(1),
+        |state| state.common.queues.truncate(1),
         |state| state.common.queues[0].size = 128,
         |state| state.common.queues[0].size = 33,
         |state| state.common.queues[0].vector = 3,

@@ -1,0 +1,50 @@
+//! Everything about a machine but its memory's content.
+
+use super::codec::{CodecError, Reader, Saved, Writer};
+use super::memory::{self, Extent};
+use super::vcpu::VcpuState;
+use super::vm::VmState;
+use crate::pci::SLOTS;
+use crate::virtio::transport::FunctionState;
+use std::ops::Range;
+use vmm_protocol::MAX_VCPUS;
+
+#[derive(Debug)]
+pub struct MachineState {
+    pub memory_mib: u32,
+    pub extents: Vec<Extent>,
+    /// Guest addresses of the root image.
+    pub root_image: Range<u64>,
+    pub vm: VmState,
+    pub vcpus: Vec<VcpuState>,
+    /// The PCI register that the guest has selected.
+    pub bus_address: u32,
+    pub functions: Vec<FunctionState>,
+}
+
+impl Saved for MachineState {
+    fn save(&self, writer: &mut Writer) {
+        writer.object(&self.memory_mib);
+        memory::save_extents(writer, &self.extents);
+        writer.object(&[self.root_image.start, self.root_image.end]);
+        self.vm.save(writer);
+        writer.list(&self.vcpus, |writer, vcpu| vcpu.save(writer));
+        writer.object(&self.bus_address);
+        writer.list(&self.functions, |writer, function| function.save(writer));
+    }
+
+    fn load(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let memory_mib = reader.object("the size of memory")?;
+        let extents = memory::load_extents(reader)?;
+        let [start, end] = reader.object("the root image's place")?;
+        Ok(Self {
+            memory_mib,
+            extents,
+            root_image: start..end,
+            vm: VmState::load(reader)?,
+            vcpus: reader.list("the vCPUs", usize::from(MAX_VCPUS), VcpuState::load)?,
+            bus_address: reader.object("the selected register")?,
+            functions: reader.list("the functions", SLOTS, FunctionState::load)?,
+        })
+    }
+}
