@@ -12,6 +12,7 @@ use kvm_bindings::{
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use std::collections::BTreeMap;
 
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -75,6 +76,7 @@ impl VcpuState {
         if usize::try_from(extended).is_ok_and(|length| length > size_of::<kvm_xsave>()) {
             return Err(VcpuError::ExtendedState(extended));
         }
+        let listed = kvm("list its model-specific registers", kvm_device.get_msr_index_list())?;
         let run_state = kvm("tell the run state", vcpu.get_mp_state())?;
         Ok(Self {
             run_state,
@@ -84,7 +86,7 @@ impl VcpuState {
             extended_control: kvm("read the extended control registers", vcpu.get_xcrs())?,
             debug: kvm("read the debug registers", vcpu.get_debug_regs())?,
             local_apic: kvm("read the local APIC", vcpu.get_lapic())?,
-            model_specific: read_msrs(kvm_device, vcpu)?,
+            model_specific: read_msrs(vcpu, listed.as_slice())?,
             tsc_khz: kvm("tell the rate of the time-stamp counter", vcpu.get_tsc_khz())?,
             cpuid,
             events: kvm("tell the pending events", vcpu.get_vcpu_events())?,
@@ -103,14 +105,24 @@ impl VcpuState {
         kvm("set the extended control registers", vcpu.set_xcrs(&self.extended_control))?;
         kvm("set the debug registers", vcpu.set_debug_regs(&self.debug))?;
         kvm("set the local APIC", vcpu.set_lapic(&self.local_apic))?;
-        write_msrs(vcpu, &self.registers_where(|index| index == MSR_TSC))?;
-        write_msrs(vcpu, &self.registers_where(|index| index != MSR_TSC && index != MSR_TSC_DEADLINE))?;
-        write_msrs(vcpu, &self.registers_where(|index| index == MSR_TSC_DEADLINE))?;
+        self.write_msrs(vcpu)?;
         kvm("set the pending events", vcpu.set_vcpu_events(&self.events))
     }
 
-    fn registers_where(&self, wanted: impl Fn(u32) -> bool) -> Vec<kvm_msr_entry> {
-        self.model_specific.iter().filter(|entry| wanted(entry.index)).copied().collect()
+    /// Only what differs from a new vCPU, which is little: KVM also lists registers that it lets nobody write, or writes a line
+    /// to the node's log about.
+    fn write_msrs(&self, vcpu: &VcpuFd) -> Result<(), VcpuError> {
+        let indices: Vec<u32> = self.model_specific.iter().map(|entry| entry.index).collect();
+        let new: BTreeMap<u32, u64> =
+            read_msrs(vcpu, &indices)?.iter().map(|entry| (entry.index, entry.data)).collect();
+        let of_time = |index: u32| index == MSR_TSC || index == MSR_TSC_DEADLINE;
+        let (time, mut rest): (Vec<_>, Vec<_>) =
+            self.model_specific.iter().copied().partition(|entry| of_time(entry.index));
+        let (counter, deadline): (Vec<_>, Vec<_>) = time.into_iter().partition(|entry| entry.index == MSR_TSC);
+        rest.retain(|entry| new.get(&entry.index) != Some(&entry.data));
+        write_msrs(vcpu, &counter)?;
+        write_msrs(vcpu, &rest)?;
+        write_msrs(vcpu, &deadline)
     }
 
     fn match_rate(&self, vcpu: &VcpuFd) -> Result<(), VcpuError> {
@@ -125,10 +137,9 @@ impl VcpuState {
     }
 }
 
-fn read_msrs(kvm_device: &Kvm, vcpu: &VcpuFd) -> Result<Vec<kvm_msr_entry>, VcpuError> {
-    let list = kvm("list its model-specific registers", kvm_device.get_msr_index_list())?;
-    let wanted: Vec<_> =
-        list.as_slice().iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+/// Those of the registers that this vCPU has.
+fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, VcpuError> {
+    let wanted: Vec<_> = indices.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
     let mut entries = Vec::with_capacity(wanted.len());
     let mut rest = &wanted[..];
     while !rest.is_empty() {
@@ -142,19 +153,12 @@ fn read_msrs(kvm_device: &Kvm, vcpu: &VcpuFd) -> Result<Vec<kvm_msr_entry>, Vcpu
 }
 
 fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), VcpuError> {
-    let mut rest = entries;
-    while !rest.is_empty() {
-        let count = kvm("set model-specific registers", vcpu.set_msrs(&wrap(rest)?))?.min(rest.len());
-        let Some(refused) = rest.get(count) else { return Ok(()) };
-        // Some can be read only. That is fine while they say what they said.
-        let mut msrs = wrap(&[kvm_msr_entry { index: refused.index, ..Default::default() }])?;
-        let read = kvm("read a model-specific register", vcpu.get_msrs(&mut msrs))?;
-        if read != 1 || msrs.as_slice()[0].data != refused.data {
-            return Err(VcpuError::Register(refused.index));
-        }
-        rest = &rest[count + 1..];
+    if entries.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    // KVM stops at one that it does not take, and says how far it came.
+    let count = kvm("set model-specific registers", vcpu.set_msrs(&wrap(entries)?))?;
+    entries.get(count).map_or(Ok(()), |refused| Err(VcpuError::Register(refused.index)))
 }
 
 fn wrap(entries: &[kvm_msr_entry]) -> Result<Msrs, VcpuError> {
