@@ -5,6 +5,9 @@
 //! once, judged by the real name of what was found, and used through the descriptor that was judged.
 
 mod origin;
+mod sockets;
+
+pub(super) use sockets::ListedSocket;
 
 use super::SandboxError;
 use super::guest_spec::HostMount;

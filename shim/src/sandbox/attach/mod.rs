@@ -60,7 +60,7 @@ impl ContainerPlan {
 impl Inner {
     pub(super) async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
         let ContainerPlan { id, rootfs, mounts, devices, spec, shared } = plan.clone();
-        let mounts = self.place_mounts(&id, mounts).await?;
+        let (mounts, sockets) = self.place_mounts(&id, mounts).await?;
         let files = ContainerShare::new(&self.directory, &id, &self.volumes);
 
         let on_disks = self.attach_root(&id, &rootfs).await?;
@@ -75,6 +75,7 @@ impl Inner {
         files.close();
         let mut spec = guest_spec(&spec, &mounted?)?;
         shared.give(&mut spec);
+        sockets::cover(&mut spec, sockets);
         let spec = serde_json::to_vec(&spec).map_err(io::Error::from);
         let spec = spec.map_err(SandboxError::host("encode", "the specification"))?;
         Ok(Attached { rootfs: answer, spec, pids: shared.pids.to_request(), devices })

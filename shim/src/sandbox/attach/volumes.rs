@@ -1,12 +1,13 @@
 //! Directories and files of the node: in the guest itself, or mounted where the file server shows them to it.
 
 use super::super::guest_spec::HostMount;
-use super::super::policy::{Admitted, ContainerPolicy, Resolved};
+use super::super::policy::{Admitted, ContainerPolicy, ListedSocket, Resolved};
 use super::super::rootfs::RootfsPlan;
 use super::super::share::ContainerShare;
 use super::super::volumes::Looked;
 use super::super::{Inner, SandboxError};
 use super::direct::DirectMount;
+use super::sockets::PlacedSocket;
 use super::{SOURCES, blocking, until};
 use crate::identifier::Identifier;
 use std::path::Path;
@@ -32,7 +33,8 @@ impl PlacedMount {
 enum Found {
     Socket(Resolved),
     Direct(Box<DirectMount>),
-    Other(Looked),
+    /// With the sockets in it that are listed, if it is a directory that has to be shared.
+    Other(Looked, Vec<ListedSocket>),
 }
 
 impl Found {
@@ -49,7 +51,10 @@ impl Found {
         if let Some(direct) = DirectMount::find(records, admitted)? {
             return Ok(Self::Direct(Box::new(direct)));
         }
-        Looked::at(policy, mount, admitted).map(Self::Other)
+        let looked = Looked::at(policy, mount, admitted)?;
+        let sockets = if looked.is_shared() { policy.sockets_below(&source.path) } else { Ok(Vec::new()) };
+        let sockets = sockets.map_err(SandboxError::host("find the sockets of", &mount.source.display()))?;
+        Ok(Self::Other(looked, sockets))
     }
 }
 
@@ -59,9 +64,10 @@ impl Inner {
         &self,
         container: &Identifier,
         mounts: Vec<HostMount>,
-    ) -> Result<Vec<PlacedMount>, SandboxError> {
+    ) -> Result<(Vec<PlacedMount>, Vec<PlacedSocket>), SandboxError> {
         let end = Instant::now() + SOURCES;
         let mut placed = Vec::with_capacity(mounts.len());
+        let mut in_directories = Vec::new();
         let (policy, name) = (self.policy.clone(), container.clone());
         let step = format!("finding the directories of container {container}");
         let policy = Arc::new(until(end, step, blocking(move || Ok(policy.of_container(&name)))).await?);
@@ -78,14 +84,17 @@ impl Inner {
             let place = match found {
                 Found::Socket(socket) => Some(self.place_socket(container, socket).await?),
                 Found::Direct(direct) => Some(self.place_direct(container, &direct).await?),
-                Found::Other(Looked { empty_dir: Some(found), .. }) => {
+                Found::Other(Looked { empty_dir: Some(found), .. }, _) => {
                     self.place_empty_dir(container, &mount, found).await?
                 }
-                Found::Other(looked) => self.configuration.place(container, &mount, &source, looked).await?,
+                Found::Other(looked, sockets) => {
+                    in_directories.extend(self.place_listed(container, &mount, sockets).await?);
+                    self.configuration.place(container, &mount, &source, looked).await?
+                }
             };
             placed.push(PlacedMount { mount, source, place });
         }
-        Ok(placed)
+        Ok((placed, in_directories))
     }
 }
 

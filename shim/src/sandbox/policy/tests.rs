@@ -218,3 +218,27 @@ fn a_socket_has_a_list_of_its_own() {
     assert_refused(&Policy { host_paths: Vec::new(), ..listed("run/agent") }, &run);
     refusal(&listed("run/agent"), &node.link("run/agent/link", &others.join("s")));
 }
+
+#[test]
+fn listed_sockets_of_a_mounted_directory_are_found_by_their_real_names() {
+    let node = Node::new();
+    let [agent, deep, others] = ["run/agent", "run/agent/deep", "run/others"].map(|path| node.directory(path));
+    let bind = |directory: &Path| UnixListener::bind(directory.join("s")).unwrap();
+    let _listeners = [bind(&agent), bind(&deep), bind(&others)];
+    fs::write(agent.join("file"), "").unwrap();
+    node.link("run/agent/link", &others.join("s"));
+    node.link("run/way", &others);
+    let found = |listed: &[&str], directory: &str| {
+        let host_sockets = listed.iter().map(|listed| node.root.join(listed)).collect();
+        let policy = Policy { host_sockets, ..node.policy(&[]) }.of_container(&"web".parse().unwrap());
+        let sockets = policy.sockets_below(&node.root.join(directory)).unwrap();
+        sockets.into_iter().map(|socket| socket.name.display().to_string()).collect::<Vec<_>>()
+    };
+    assert!(found(&[], "run").is_empty());
+    assert_eq!(found(&["run/agent/s"], "run"), ["agent/s"]);
+    assert_eq!(found(&["run/agent/s", "run/agent"], "run/agent"), ["s"]);
+    assert_eq!(found(&["run"], "run/agent"), ["s"]);
+    assert!(found(&["run/agent/s", "run/gone/s"], "run/others").is_empty());
+    assert!(found(&["run/way/s", "run/agent/link", "run/agent/file"], "run").is_empty());
+    assert_eq!(found(&["run/agent", "run/others"], "run"), ["agent/s", "others/s"]);
+}

@@ -38,4 +38,9 @@ impl Looked {
         };
         look().map_err(SandboxError::host("look at", &mount.source.display()))
     }
+
+    /// Whether the file server has to show it.
+    pub fn is_shared(&self) -> bool {
+        self.plan == VolumePlan::Shared
+    }
 }

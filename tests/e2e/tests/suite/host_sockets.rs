@@ -73,6 +73,15 @@ fn a_listed_socket_reaches_its_program(sandboxer: Sandboxer) {
     second.remove().expect("it has ended");
     assert_eq!(python(&container, ECHO), "same\n");
 
+    let directory = node.directory.to_str().expect("a plain path");
+    let whole = pod.container("directory", DEBIAN).mount(directory, "/srv/run").mount(directory, "/srv/seen");
+    let whole = whole.config(|config| config.mounts[1].readonly = true).command(&FOREVER).start();
+    let [writable, seen] =
+        ["/srv/run", "/srv/seen"].map(|at| ECHO.replace("/run/agent.sock", &format!("{at}/listed.sock")));
+    let unlisted = "import socket\ntry: socket.socket(socket.AF_UNIX).connect('/srv/seen/other.sock')\n\
+                    except ConnectionRefusedError: print('refused')";
+    assert_eq!([&writable, &seen, unlisted].map(|script| python(&whole, script)), ["same\n", "same\n", "refused\n"]);
+
     drop(echo);
     let gone = "import socket\ns = socket.socket(socket.AF_UNIX); s.settimeout(30); s.connect('/run/agent.sock')\n\
                 try: print(s.recv(1))\nexcept ConnectionError as error: print(b'')";
