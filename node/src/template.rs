@@ -53,6 +53,12 @@ pub fn directory(layout: &Layout) -> PathBuf {
     layout.at(STATE_DIRECTORY)
 }
 
+/// For `check`. A node without one runs pods all the same; whether it fits is seen when a pod starts.
+pub fn summary(layout: &Layout) -> String {
+    let made = directory(layout).join("templates/current.json").exists();
+    if made { "pods of the default size start from it" } else { "none, so that pods boot" }.to_owned()
+}
+
 pub fn remove(layout: &Layout) -> Result<()> {
     let directory = directory(layout);
     match fs::remove_dir_all(&directory) {

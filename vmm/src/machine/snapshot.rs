@@ -192,3 +192,6 @@ impl Machine {
         Ok(machine)
     }
 }
+
+#[cfg(test)]
+mod tests;
