@@ -51,6 +51,7 @@ pub enum ThreadKind {
     /// Control socket, device set-up, hot-plug.
     Main,
     Vcpu,
+    Balloon,
     Block,
     Console,
     Fs,
@@ -63,9 +64,10 @@ pub enum ThreadKind {
 }
 
 impl ThreadKind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Main,
         Self::Vcpu,
+        Self::Balloon,
         Self::Block,
         Self::Console,
         Self::Fs,
@@ -81,6 +83,7 @@ impl ThreadKind {
         match self {
             Self::Main => "main",
             Self::Vcpu => "vcpu",
+            Self::Balloon => "balloon",
             Self::Block => "block",
             Self::Console => "console",
             Self::Fs => "fs",

@@ -1,5 +1,6 @@
 //! The machine's devices: which are there from the start, and what a message attaches later.
 
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
@@ -24,8 +25,9 @@ pub const ROOT_SLOT: u8 = 1;
 pub const CONSOLE_SLOT: u8 = 2;
 pub const RNG_SLOT: u8 = 3;
 pub const VSOCK_SLOT: u8 = 4;
+pub const BALLOON_SLOT: u8 = 5;
 /// First slot for hot-plug.
-pub const FIRST_FREE_SLOT: u8 = 5;
+pub const FIRST_FREE_SLOT: u8 = 6;
 
 /// A device and its slot.
 pub type Placed = (u8, Box<dyn VirtioDevice>);
@@ -71,6 +73,7 @@ pub fn cold(root_image: &Range<u64>, console: OwnedFd, ready: EventFd) -> io::Re
         (CONSOLE_SLOT, Box::new(Console::new(console))),
         (RNG_SLOT, Box::new(Rng::new())),
         (VSOCK_SLOT, Box::new(vsock)),
+        (BALLOON_SLOT, Box::new(Balloon::new())),
     ];
     Ok((devices, connector))
 }

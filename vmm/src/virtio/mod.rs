@@ -1,5 +1,6 @@
 //! Virtio devices and the transport that they share.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;

@@ -7,7 +7,8 @@ use e2e::{BUSYBOX, eventually, probe};
 
 crate::for_each_sandboxer!(
     long: containers_are_counted_limited_and_killed_one_by_one,
-    a_pod_may_use_all_of_its_limits
+    a_pod_may_use_all_of_its_limits,
+    what_a_container_frees_goes_back_to_the_node
 );
 
 const MIB: u64 = 1 << 20;
@@ -145,4 +146,19 @@ fn the_vmm_is_below_the_slice(pod: &Pod) {
     let stats = pod.stats();
     assert!(stats.linux.memory.working_set_bytes.value > 96 * MIB, "{stats:?}");
     assert!(stats.linux.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
+}
+
+fn what_a_container_frees_goes_back_to_the_node(sandboxer: Sandboxer) {
+    let others: Vec<u32> = Vmm::all().iter().map(|vmm| vmm.pid).collect();
+    let pod = Pod::new("freed", sandboxer).memory_limits(192 << 20).run();
+    let vmm = Vmm::all().into_iter().find(|vmm| !others.contains(&vmm.pid)).expect("the pod's VMM");
+    let used = || vmm.status(vmm.pid, "RssAnon").trim_end_matches(" kB").parse::<u64>().expect("kilobytes") << 10;
+    let idle = used();
+    let script = "dd if=/dev/zero bs=134217728 count=1 | until [ -e /tmp/enough ]; do sleep 1; done; sleep 3600";
+    let container = pod.container("uses", BUSYBOX).shell(script).start();
+    eventually("the ballast is there", || used() > idle + 120 * MIB);
+    container.shell("touch /tmp/enough");
+    // Of what the container itself takes, little is free in pieces of 2 MiB.
+    eventually("the ballast is gone", || used() < idle + 48 * MIB);
+    assert!(container.running());
 }
