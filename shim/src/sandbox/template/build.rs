@@ -23,9 +23,9 @@ const NAMESPACE: &str = "bulkhead-template";
 /// From the VMM's start to the files.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What the guest's kernel has put off until it idles (freeing its start-up code, RCU, the answer to the agent's call) would be
-/// done again in every copy.
-const SETTLE: Duration = Duration::from_secs(2);
+/// What the guest's kernel has put off would be done again in every copy: RCU's callbacks, freeing its start-up code, and
+/// telling the node of free pages, two seconds after they are free.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Makes the node's template, and removes those before it. Pods that run keep what they have mapped.
 pub(in crate::sandbox) async fn build(host: Host, config: &Config) -> Result<(), SandboxError> {
