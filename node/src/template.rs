@@ -32,19 +32,23 @@ pub fn run(command: &Template) -> Result<bool> {
 }
 
 pub fn build(layout: &Layout) -> Result<()> {
+    make(layout, "template")
+}
+
+fn make(layout: &Layout, action: &str) -> Result<()> {
     let mut command = layout.command(&format!("{PREFIX}/bin/{SHIM}"));
-    let status = command.arg("template").status().context("cannot run the shim's program")?;
+    let status = command.arg(action).status().context("cannot run the shim's program")?;
     if !status.success() {
         bail!("there is no template: its builder ended with {status}");
     }
     Ok(())
 }
 
-/// For an installation: pods boot without a template, so that a node is never without Bulkhead for the lack of one.
-pub fn build_if_possible(layout: &Layout) {
-    match build(layout) {
-        Ok(()) => println!("made a template of a booted machine"),
-        Err(error) => println!("no template was made, so that pods boot: {error:#}"),
+/// For an installation: makes one unless there is one that fits. Pods boot without a template, so that a node is never without
+/// Bulkhead for the lack of one.
+pub fn ensure(layout: &Layout) {
+    if let Err(error) = make(layout, "ensure-template") {
+        println!("no template was made, so that pods boot: {error:#}");
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Action {
     Delete,
     /// Make the node's template. Not containerd's: the operator's command runs it.
     Template,
+    /// The same, unless it is there and fits.
+    EnsureTemplate,
     /// Serve. Not containerd's: `start` runs it, with the listening socket as standard input.
     Serve,
 }
@@ -70,6 +72,7 @@ impl Arguments {
                     "delete" => Action::Delete,
                     "serve" => Action::Serve,
                     "template" => Action::Template,
+                    "ensure-template" => Action::EnsureTemplate,
                     _ => return Err(ArgumentError::UnknownAction(argument)),
                 });
                 continue;

@@ -26,7 +26,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         Action::Info => info::info(&input()?)?,
         Action::Start => start::start(&arguments, &bundle(&arguments)?, &input()?)?,
         Action::Delete => delete::delete(&arguments, &bundle(&arguments)?)?,
-        Action::Template => return Ok(template::build()?),
+        Action::Template => return Ok(template::build(false)?),
+        Action::EnsureTemplate => return Ok(template::build(true)?),
         Action::Serve => return Ok(serve::serve(&arguments)?),
     };
     Ok(io::stdout().write_all(&output)?)

@@ -313,6 +313,11 @@ impl Inner {
 
 /// Removes what a sandbox left on the node, from its recorded state alone: for `delete`, after the shim died.
 /// Idempotent; a sandbox that never existed is fine. Takes less than 5 s and never asks the guest.
+/// Whether the node's template is there and fits.
+pub fn has_template(config: &Config) -> Result<bool, SandboxError> {
+    template::exists(&Host::of_this_program()?, config)
+}
+
 /// Makes the node's template anew.
 pub async fn build_template(config: &Config) -> Result<(), SandboxError> {
     template::build(Host::of_this_program()?, config).await

@@ -14,6 +14,8 @@ mod build;
 
 pub(super) use build::build;
 
+use super::SandboxError;
+use super::boot::Resources;
 use super::host::Host;
 use super::size::Size;
 use bulkhead_config::Config;
@@ -136,6 +138,15 @@ pub(super) fn open(host: &Host, inputs: Inputs<'_>, size: Size, config: &Config)
         if Stamp::of(&file).map_err(read)? == stamp { Ok(file) } else { Err(Unusable::Changed(path.clone())) }
     };
     Ok(Some(Template { memory: file(MEMORY, record.memory)?, state: file(STATE, record.state)? }))
+}
+
+/// Whether there is one for pods of the default size.
+pub(super) fn exists(host: &Host, config: &Config) -> Result<bool, SandboxError> {
+    let resources = Resources::open(host)?;
+    let inputs = Inputs { kernel: &resources.kernel, root_image: &resources.root_image };
+    let size = Size { memory_mib: config.memory_mib, vcpus: 1 };
+    let config = Config { debug: false, templates: true, ..config.clone() };
+    Ok(matches!(open(host, inputs, size, &config), Ok(Some(_))))
 }
 
 fn read_record(directory: &Path) -> Result<Option<Record>, Unusable> {
