@@ -1,5 +1,5 @@
 # The commands of the README and of CI. Each installs what is missing, then leaves the work to xtask.
-.PHONY: demo test test-long bench bench-disk kernel dist check clean setup
+.PHONY: demo test test-long bench bench-compare bench-budget bench-disk kernel dist check clean setup
 
 # A container in its own microVM, started by containerd in a node VM.
 demo: setup
@@ -16,6 +16,14 @@ test-long: setup
 # Start time and memory, in a node whose clock counts instructions: docs/performance.md. QUICK=1 is for a first look.
 bench: setup
 	cargo xtask bench $(if $(QUICK),--quick)
+
+# The last result's figures as multiples of the baseline's (tests/bench/baseline.json).
+bench-compare: setup
+	cargo xtask bench compare
+
+# Whether starts have become slower than tests/bench/budget.json allows.
+bench-budget: setup
+	cargo xtask bench --only vmm-agent --rounds 2 --budget
 
 # Disks compared with QEMU's microvm: docs/performance.md.
 bench-disk: setup

@@ -55,6 +55,8 @@ pub struct Config {
     pub disk_mib_per_second: Option<u32>,
     /// Most requests of a pod to one of its disks in a second.
     pub disk_operations_per_second: Option<u32>,
+    /// Guests map image layers that fit their memory, so that pods of one image share its pages. `false`: all layers are disks.
+    pub map_layers: bool,
     /// First of the [`UID_COUNT`] user ids that VMM processes run under, one for each pod.
     pub first_uid: u32,
     /// Directories and files of the node that pods may mount, with what is below them.
@@ -79,6 +81,7 @@ impl Default for Config {
             templates: true,
             disk_mib_per_second: None,
             disk_operations_per_second: None,
+            map_layers: true,
             first_uid: 2_000_000_000,
             host_paths: Vec::new(),
             host_sockets: Vec::new(),
@@ -144,6 +147,7 @@ impl Config {
                 "disk_operations_per_second" => {
                     config.disk_operations_per_second = Some(at.number("disk_operations_per_second", DISK_OPERATIONS)?);
                 }
+                "map_layers" => config.map_layers = at.boolean("map_layers")?,
                 "debug" => config.debug = at.boolean("debug")?,
                 "templates" => config.templates = at.boolean("templates")?,
                 "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID..=u32::MAX - UID_COUNT)?,

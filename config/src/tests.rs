@@ -18,6 +18,7 @@ fn every_key_can_be_set() {
         templates = false
         disk_mib_per_second = 50
         disk_operations_per_second = 1000
+        map_layers = false
         first_uid = 300000
         scratch_mib = 100
         host_paths = ["/srv/data", "/var/log/app.log"]
@@ -32,6 +33,7 @@ fn every_key_can_be_set() {
         templates: false,
         disk_mib_per_second: Some(50),
         disk_operations_per_second: Some(1000),
+        map_layers: false,
         first_uid: 300_000,
         scratch_mib: 100,
         host_paths: vec!["/srv/data".into(), "/var/log/app.log".into()],

@@ -10,6 +10,9 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 
+/// What is between a device that is memory and its disk, by the beginnings of names.
+const MEMORY: [&str; 3] = ["ndbus", "region", "namespace"];
+
 #[derive(Clone, Debug)]
 pub struct PciBus {
     sysfs: Arc<Path>,
@@ -38,6 +41,7 @@ impl PciBus {
     /// The device node of a disk that was attached at `address`.
     pub async fn disk(&self, address: &PciAddress) -> Result<PathBuf, Error> {
         self.rescan().await?;
+        self.settle(address).await?;
         Ok(Path::new("/dev").join(self.find("disk", address, "block").await?))
     }
 
@@ -46,7 +50,19 @@ impl PciBus {
         self.find("interface", address, "net").await
     }
 
-    /// `<device>/virtio<n>/<class>/<name>`, when it is there.
+    /// The driver of memory goes on after a rescan: its disk has a name before it can be opened, and loses partitions that
+    /// it is given too early. Whoever reads this file waits for the driver.
+    async fn settle(&self, address: &PciAddress) -> Result<(), Error> {
+        let bus = below(&self.device(address), "virtio").and_then(|virtio| below(&virtio, MEMORY[0]));
+        let Some(file) = bus.map(|bus| bus.join("wait_probe")) else { return Ok(()) };
+        let shown = file.display().to_string();
+        let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
+        read.map_err(std::io::Error::other).flatten().map_err(Error::system("read", shown))?;
+        Ok(())
+    }
+
+    /// `<device>/virtio<n>/<class>/<name>`, when it is there; of memory
+    /// `<device>/virtio<n>/ndbus<n>/region<n>/namespace<n>.<n>/<class>/<name>`.
     async fn find(&self, what: &'static str, address: &PciAddress, class: &str) -> Result<String, Error> {
         let found = async {
             loop {
@@ -65,16 +81,30 @@ impl PciBus {
     }
 
     fn look(&self, address: &PciAddress, class: &str) -> Option<String> {
-        let names = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
-        let virtio =
-            names(self.device(address)).find(|entry| entry.file_name().as_encoded_bytes().starts_with(b"virtio"))?;
-        let name = names(virtio.path().join(class)).next()?;
+        let mut place = below(&self.device(address), "virtio")?;
+        for part in MEMORY {
+            match below(&place, part) {
+                Some(next) => place = next,
+                None => break,
+            }
+        }
+        let name = std::fs::read_dir(place.join(class)).ok()?.flatten().next()?;
         name.file_name().into_string().ok()
     }
 
     fn device(&self, address: &PciAddress) -> PathBuf {
         self.sysfs.join("devices").join(address.as_str())
     }
+}
+
+/// The directory in `directory` that has a name which begins so. (A region has a file `namespace_seed` too.)
+fn below(directory: &Path, prefix: &str) -> Option<PathBuf> {
+    let mut entries = std::fs::read_dir(directory).ok()?.flatten();
+    let found = entries.find(|entry| {
+        entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes())
+            && entry.file_type().is_ok_and(|kind| kind.is_dir())
+    });
+    found.map(|entry| entry.path())
 }
 
 /// The write returns when the kernel is done, so it must not hold the event loop.
@@ -101,6 +131,20 @@ mod tests {
         let address = PciAddress::parse("0000:00:05.0").unwrap();
         assert_eq!(bus.disk(&address).await.unwrap(), Path::new("/dev/vdb"));
         assert_eq!(std::fs::read_to_string(sysfs.path().join("bus/pci/rescan")).unwrap(), "1");
+    }
+
+    #[tokio::test]
+    async fn memory_is_found_where_its_driver_puts_it() {
+        let (sysfs, bus) = bus();
+        let device = "bus/pci/devices/0000:00:07.0/virtio5/ndbus1/region1/namespace1.0/block/pmem1";
+        std::fs::create_dir_all(sysfs.path().join(device)).unwrap();
+        let seed = "bus/pci/devices/0000:00:07.0/virtio5/ndbus1/region1/namespace_seed";
+        std::fs::write(sysfs.path().join(seed), "namespace1.0\n").unwrap();
+        let address = PciAddress::parse("0000:00:07.0").unwrap();
+        let error = bus.disk(&address).await.unwrap_err().to_string();
+        assert!(error.contains("ndbus1/wait_probe: No such file"), "{error}");
+        std::fs::write(sysfs.path().join("bus/pci/devices/0000:00:07.0/virtio5/ndbus1/wait_probe"), "1\n").unwrap();
+        assert_eq!(bus.disk(&address).await.unwrap(), Path::new("/dev/pmem1"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 //! <run>/l/<k>     k counts up. Short names: 128 of them must fit the page that mount(2) takes as options
 //! ```
 
+mod dax;
 mod parts;
 
 use super::{blocking, unmount_disk};
@@ -12,14 +13,18 @@ use crate::id::PciAddress;
 use crate::pci::PciBus;
 use agent_protocol::MAX_LAYERS;
 use agent_protocol::agent::Layer as Message;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use parts::{Key, Part, Parts};
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use tokio::sync::Mutex;
 
 /// What mount(2) takes as options, its terminator included.
 pub const MAX_OPTIONS: usize = 4096;
+
+/// What the kernel calls disks that are memory.
+const MEMORY: &str = "/dev/pmem";
 
 /// Where a layer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,14 +188,20 @@ async fn release(mounted: &mut Mounted, held: Held) {
 /// The last of `nodes` is the layer, the others are its devices.
 fn mount_layer(nodes: &[PathBuf], target: &Path) -> Result<(), Error> {
     let Some((layer, devices)) = nodes.split_last() else { return Ok(()) };
-    let options: Vec<_> = devices.iter().map(|device| format!("device={}", device.display())).collect();
+    let mut options: Vec<_> = devices.iter().map(|device| format!("device={}", device.display())).collect();
+    let is_memory = layer.to_string_lossy().starts_with(MEMORY);
+    if is_memory {
+        options.push(dax::ALWAYS.to_owned());
+    }
     let options = options.join(",");
     if options.len() >= MAX_OPTIONS {
         return Err(Error::invalid("layer", "", "it has more devices than mount(2) takes"));
     }
     std::fs::create_dir_all(target).map_err(Error::system("create", target.display()))?;
     let mounted = mount(Some(layer), target, Some("erofs"), MsFlags::MS_RDONLY, Some(options.as_str()));
+    let mounted = mounted.map_err(io::Error::from).and_then(|()| if is_memory { dax::check(target) } else { Ok(()) });
     if mounted.is_err() {
+        umount2(target, MntFlags::MNT_DETACH).ok();
         std::fs::remove_dir(target).ok();
     }
     mounted.map_err(Error::system("mount as erofs", format!("layer {}", layer.display())))

@@ -20,11 +20,11 @@ pub enum Device {
         read_only: bool,
         limit: RateLimit,
     },
-    /// A read-only disk that is the concatenation of files, each at its place of [`crate::part_offsets`].
+    /// Read-only files as one disk or one region of memory, each at its place of [`crate::part_offsets`].
     Layers {
         /// Regular files open for reading alone, 1 to [`crate::MAX_PARTS`]. None may change while it is attached.
         parts: Vec<FdSlot>,
-        limit: RateLimit,
+        access: LayerAccess,
     },
     Net {
         /// A tap device with `IFF_VNET_HDR`, whose header length was not changed since it was made.
@@ -39,6 +39,16 @@ pub enum Device {
         /// `SOCK_SEQPACKET` socket to the file server: one FUSE request or reply per packet.
         server: FdSlot,
     },
+}
+
+/// How a guest reads layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum LayerAccess {
+    /// virtio-blk.
+    Disk { limit: RateLimit },
+    /// virtio-pmem: the files' own pages, up to a multiple of 2 MiB. The guest has 16 KiB less for each MiB.
+    Memory,
 }
 
 /// How fast a guest may use a disk. A second's worth may be used at once after a pause.

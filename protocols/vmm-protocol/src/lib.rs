@@ -11,7 +11,7 @@ mod device;
 mod layers;
 mod machine;
 
-pub use device::{Device, DeviceId, PciAddress, RateLimit};
+pub use device::{Device, DeviceId, LayerAccess, PciAddress, RateLimit};
 pub use layers::{MAX_PARTS, PART_ALIGNMENT, part_offsets};
 pub use machine::{Jail, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Machine, Restore};
 

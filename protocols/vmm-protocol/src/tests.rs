@@ -81,14 +81,18 @@ fn a_disk_has_a_golden_encoding() {
 fn a_disk_of_layers_has_a_golden_encoding() {
     let request = Request {
         id: 2,
-        call: Call::Attach(Device::Layers { parts: vec![FdSlot(0), FdSlot(1)], limit: RateLimit::default() }),
+        call: Call::Attach(Device::Layers {
+            parts: vec![FdSlot(0), FdSlot(1)],
+            access: LayerAccess::Disk { limit: RateLimit::default() },
+        }),
     };
     let golden = concat!(
         r#"{"id":2,"call":{"attach":{"layers":{"parts":[0,1],"#,
-        r#""limit":{"bytes_per_second":null,"operations_per_second":null}}}}}"#
+        r#""access":{"disk":{"limit":{"bytes_per_second":null,"operations_per_second":null}}}}}}}"#
     );
     assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
     assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);
+    assert!(decode::<Request>(golden.replace(r#"{"limit""#, r#"{"rate""#).as_bytes()).is_err());
 }
 
 #[test]
@@ -103,8 +107,8 @@ fn a_failed_device_has_a_golden_encoding() {
 #[test]
 fn the_most_parts_fit_a_message() {
     let parts = (0..MAX_PARTS).map(|part| FdSlot(u8::try_from(part).unwrap())).collect();
-    encode(&Request { id: u32::MAX, call: Call::Attach(Device::Layers { parts, limit: RateLimit::default() }) })
-        .unwrap();
+    let access = LayerAccess::Memory;
+    encode(&Request { id: u32::MAX, call: Call::Attach(Device::Layers { parts, access }) }).unwrap();
 }
 
 #[test]

@@ -116,6 +116,7 @@ pub(super) async fn boot(
                 oom_score: spec.oom_score,
                 disk_rate: spec.disk_rate.on(config),
                 memory_mib,
+                map_layers: config.map_layers,
                 policy: Policy::new(config, &spec),
                 configuration: Volumes::new(agent.clone(), vmm.stopped(), memory_mib),
                 layers: tokio::sync::Mutex::default(),

@@ -142,6 +142,8 @@ struct Inner {
     /// Of each disk.
     disk_rate: vmm_protocol::RateLimit,
     memory_mib: u32,
+    /// The operator lets guests map image layers.
+    map_layers: bool,
     /// Which paths of the node its containers may mount.
     policy: Policy,
     /// What is copied into the guest instead of shared.

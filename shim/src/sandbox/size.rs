@@ -22,6 +22,9 @@ const GUEST_OVERHEAD_MIB: u64 = 64;
 const PAGE: u64 = 4096;
 const PAGE_STRUCTURE: u64 = 64;
 
+/// What pages may be, at most, for each one that a container may use: itself, and one of image layers that are mapped.
+const MAPPED: u64 = 2;
+
 const MIB: u64 = 1 << 20;
 
 /// What a pod asks for. The node has the last word: [`Self::on`].
@@ -113,7 +116,7 @@ fn memory(spec: &Spec, linux: &Linux) -> Result<Amount, SpecError> {
     }
     let needed = |bytes: i64| {
         let limit = u64::try_from(bytes).ok().filter(|&bytes| bytes > 0)?.div_ceil(MIB);
-        let mib = limit + (limit * PAGE_STRUCTURE).div_ceil(PAGE) + GUEST_OVERHEAD_MIB;
+        let mib = limit + (limit * MAPPED * PAGE_STRUCTURE).div_ceil(PAGE) + GUEST_OVERHEAD_MIB;
         Some(u32::try_from(mib).unwrap_or(u32::MAX))
     };
     if let Some(limits) = pod_limit(spec, POD_MEMORY) {
@@ -188,13 +191,13 @@ mod tests {
     fn the_limit_of_a_container_that_is_alone_sizes_the_machine() {
         let limits =
             container(&json!({"memory": {"limit": 100 * MIB + 1}, "cpu": {"quota": 150_000, "period": 100_000}}));
-        assert_eq!(size(limits.clone(), &UNLIMITED), (101 + 2 + 64, 2));
-        assert_eq!(size(limits, &LIMITED), (101 + 2 + 64, 2));
+        assert_eq!(size(limits.clone(), &UNLIMITED), (101 + 4 + 64, 2));
+        assert_eq!(size(limits, &LIMITED), (101 + 4 + 64, 2));
     }
 
     #[test]
     fn a_pod_is_sized_by_the_limits_of_all_its_containers() {
-        assert_eq!(size(pod("314572800", "250000"), &LIMITED), (300 + 5 + 64, 3));
+        assert_eq!(size(pod("314572800", "250000"), &LIMITED), (300 + 10 + 64, 3));
         for none in ["0", "-1"] {
             assert_eq!(size(pod(none, none), &LIMITED), (512, 1));
         }
@@ -203,23 +206,23 @@ mod tests {
     #[test]
     fn a_pod_with_a_container_without_a_limit_is_not_sized_for_the_others_alone() {
         assert_eq!(size(pod("67108864", "50000"), &UNLIMITED), (512, 1));
-        assert_eq!(size(pod("1073741824", "250000"), &UNLIMITED), (1024 + 16 + 64, 3));
+        assert_eq!(size(pod("1073741824", "250000"), &UNLIMITED), (1024 + 32 + 64, 3));
         let memory = Node { pod_has_cpu_limit: false, ..LIMITED };
-        assert_eq!(size(pod("67108864", "50000"), &memory), (64 + 1 + 64, 1));
+        assert_eq!(size(pod("67108864", "50000"), &memory), (64 + 2 + 64, 1));
     }
 
     #[test]
     fn the_guests_page_structures_are_room_besides_the_limits() {
         let gib = |count: u64| container(&json!({"memory": {"limit": count << 30}}));
-        assert_eq!(size(gib(8), &UNLIMITED).0, 8192 + 128 + 64);
-        assert_eq!(size(gib(64), &UNLIMITED).0, 65536 + 1024 + 64);
+        assert_eq!(size(gib(8), &UNLIMITED).0, 8192 + 256 + 64);
+        assert_eq!(size(gib(64), &UNLIMITED).0, 65536 + 2048 + 64);
     }
 
     #[test]
     fn limits_beyond_the_node_end_at_what_it_has() {
         let node = Node { memory_mib: Some(2000), ..LIMITED };
         assert_eq!(size(pod("8589934592", "0"), &node), (2000, 1));
-        assert_eq!(size(pod("1073741824", "0"), &node), (1024 + 16 + 64, 1));
+        assert_eq!(size(pod("1073741824", "0"), &node), (1024 + 32 + 64, 1));
         assert_eq!(total_mib("MemFree: 1 kB\nMemTotal:       2048000 kB\nx"), Some(2000));
         assert_eq!(total_mib("MemTotal: many\n"), None);
     }

@@ -5,8 +5,16 @@
 
 pub mod bulkhead;
 pub mod console;
+pub mod counts;
+pub mod idle;
+pub mod memory;
+pub mod network;
+pub mod pods;
+pub mod process;
 pub mod qemu;
 pub mod sample;
+pub mod timeline;
+pub mod trace;
 
 /// What the measured guest's init prints.
 pub const INIT_LINE: &str = "bench: the guest's init runs";

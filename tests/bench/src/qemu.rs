@@ -2,6 +2,8 @@
 
 use crate::{GUEST_MIB, INIT_LINE, console};
 use anyhow::{Context, Result};
+use nix::unistd::{chroot, fchdir};
+use std::fs::File;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,10 +24,18 @@ pub struct Files<'a> {
     pub root_image: &'a str,
 }
 
-/// Time until the guest's init has said that it runs. Leaves this process in QEMU's root.
+/// Time until the guest's init has said that it runs.
 pub fn init(files: &Files<'_>) -> Result<Duration> {
-    nix::unistd::chroot(files.root).with_context(|| format!("cannot enter {}", files.root))?;
+    let outside = File::open("/")?;
+    chroot(files.root).with_context(|| format!("cannot enter {}", files.root))?;
     std::env::set_current_dir("/")?;
+    let measured = measure(files);
+    fchdir(&outside)?;
+    chroot(".").context("cannot leave QEMU's root")?;
+    measured
+}
+
+fn measure(files: &Files<'_>) -> Result<Duration> {
     let disk = format!("if=none,id=root,format=raw,readonly=on,file={}", files.root_image);
     let started = Instant::now();
     let mut command = Command::new("/usr/bin/qemu-system-x86_64");

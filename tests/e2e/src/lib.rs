@@ -6,6 +6,7 @@ pub mod container;
 pub mod containerd_log;
 pub mod cri;
 pub mod leaks;
+pub mod log;
 pub mod netns;
 pub mod node_config;
 pub mod probe;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use vmm_protocol::{Answer, Call, Device, Event, FdSlot, Request, StopReason};
+use vmm_protocol::{Answer, Call, Device, Event, FdSlot, LayerAccess, Request, StopReason};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -208,9 +208,13 @@ fn attachment(device: Device, mut descriptors: Descriptors) -> Result<Attachment
         Device::Block { image, read_only, limit } => {
             Attachment::Block { image: File::from(descriptors.take(image)?), read_only, limit }
         }
-        Device::Layers { parts, limit } => {
+        Device::Layers { parts, access } => {
             let parts = parts.into_iter().map(|part| descriptors.take(part).map(File::from));
-            Attachment::Layers { parts: parts.collect::<Result<_, _>>()?, limit }
+            let parts = parts.collect::<Result<_, _>>()?;
+            match access {
+                LayerAccess::Disk { limit } => Attachment::Layers { parts, limit },
+                LayerAccess::Memory => Attachment::LayerMemory { parts },
+            }
         }
         Device::Net { tap, mac, mtu } => Attachment::Net { tap: File::from(descriptors.take(tap)?), mac, mtu },
         Device::Fs { tag, server } => Attachment::Fs { tag, server: descriptors.take(server)? },

@@ -5,7 +5,7 @@
 //! threads start before the main thread is confined and have the narrowest list.
 
 use super::ThreadKind;
-use kvm_bindings::{kvm_ioeventfd, kvm_irq_routing, kvm_irqfd};
+use kvm_bindings::{kvm_ioeventfd, kvm_irq_routing, kvm_irqfd, kvm_userspace_memory_region};
 use libc::c_long;
 use nix::{request_code_none, request_code_write};
 
@@ -37,6 +37,7 @@ const fn with(call: c_long, arguments: &'static [Argument]) -> Rule {
 
 const KVM: u8 = 0xae;
 pub const KVM_RUN: u64 = request_code_none!(KVM, 0x80);
+pub const KVM_SET_USER_MEMORY_REGION: u64 = request_code_write!(KVM, 0x46, size_of::<kvm_userspace_memory_region>());
 pub const KVM_SET_GSI_ROUTING: u64 = request_code_write!(KVM, 0x6a, size_of::<kvm_irq_routing>());
 pub const KVM_IRQFD: u64 = request_code_write!(KVM, 0x76, size_of::<kvm_irqfd>());
 pub const KVM_IOEVENTFD: u64 = request_code_write!(KVM, 0x79, size_of::<kvm_ioeventfd>());
@@ -106,6 +107,8 @@ const MAIN: &[Rule] = &[
     any(libc::SYS_sendmsg),
     any(libc::SYS_epoll_create1),
     any(libc::SYS_eventfd2),
+    // Images that are attached as memory. They can be mapped for reading alone, since their descriptors are.
+    with(libc::SYS_ioctl, &[Is(1, KVM_SET_USER_MEMORY_REGION)]),
     with(libc::SYS_ioctl, &[Is(1, KVM_SET_GSI_ROUTING)]),
     with(libc::SYS_ioctl, &[Is(1, KVM_IRQFD)]),
     with(libc::SYS_ioctl, &[Is(1, KVM_IOEVENTFD)]),

@@ -1,7 +1,9 @@
 //! The machine's devices: which are there from the start, and what a message attaches later.
 
+use super::memory::MemoryError;
+use super::regions::Regions;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::block::{self, Block, BlockError};
+use crate::virtio::block::{self, Block, BlockError, layer_places};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::failure::Reporter;
@@ -37,6 +39,7 @@ pub type Placed = (u8, Box<dyn VirtioDevice>);
 pub enum Attachment {
     Block { image: File, read_only: bool, limit: RateLimit },
     Layers { parts: Vec<File>, limit: RateLimit },
+    LayerMemory { parts: Vec<File> },
     Net { tap: File, mac: [u8; 6], mtu: u16 },
     Fs { tag: String, server: OwnedFd },
 }
@@ -47,20 +50,34 @@ pub enum DeviceError {
     Block(#[from] BlockError),
     #[error("cannot share the file server's directory")]
     Fs(#[from] FsError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     #[error("cannot use the tap device")]
     Net(#[from] NetError),
 }
 
 impl Attachment {
-    /// `vcpus` is how many processors use the device at once.
-    pub fn into_device(self, vcpus: u8, reporter: Reporter) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+    /// The device, and where its memory starts if it has some. `vcpus` is how many processors use it at once.
+    pub fn into_device(
+        self,
+        vcpus: u8,
+        reporter: Reporter,
+        regions: &mut Regions,
+    ) -> Result<(Box<dyn VirtioDevice>, Option<u64>), DeviceError> {
         let disk = |limit| block::Options { limit, queues: u16::from(vcpus), reporter: Some(reporter) };
-        Ok(match self {
+        let device: Box<dyn VirtioDevice> = match self {
+            Self::LayerMemory { parts } => {
+                let places = layer_places(&parts)?;
+                let region = regions.add(&parts.iter().zip(places).collect::<Vec<_>>())?;
+                let device = Pmem::new(region.start, region.end - region.start);
+                return Ok((Box::new(device), Some(region.start)));
+            }
             Self::Block { image, read_only, limit } => Box::new(Block::new(image, read_only, disk(limit))?),
             Self::Layers { parts, limit } => Box::new(Block::layers(parts, disk(limit))?),
             Self::Fs { tag, server } => Box::new(Fs::new(&tag, server)?),
             Self::Net { tap, mac, mtu } => Box::new(Net::new(tap, mac, mtu)?),
-        })
+        };
+        Ok((device, None))
     }
 }
 

@@ -1,9 +1,9 @@
 //! What a vCPU's exit from the guest leads to.
 
+use super::regions::ReadOnly;
 use super::serial::{self, DebugSerial};
 use crate::pci::{Bus, CONFIG_ADDRESS, CONFIG_DATA};
 use kvm_ioctls::VcpuExit;
-use std::ops::Range;
 use std::sync::Arc;
 use vmm_protocol::StopReason;
 
@@ -12,8 +12,8 @@ use vmm_protocol::StopReason;
 pub struct Exits {
     pub bus: Arc<Bus>,
     pub serial: Option<DebugSerial>,
-    /// Guest addresses of the root image.
-    pub root_image: Range<u64>,
+    /// Guest addresses of images that are mapped.
+    pub read_only: Arc<ReadOnly>,
 }
 
 impl Exits {
@@ -35,9 +35,21 @@ impl Exits {
             VcpuExit::FailEntry(reason, _) => {
                 return failed(format!("processor refuses the guest: reason {reason:#x}"));
             }
+            VcpuExit::MemoryFault { gpa, .. } => return failed(self.lost_memory(Some(gpa))),
             other => return failed(format!("guest stopped in an unknown way: {other:?}")),
         }
         None
+    }
+
+    /// What it means that the node has no page for an address of the guest. Older KVMs do not say which.
+    pub fn lost_memory(&self, address: Option<u64>) -> String {
+        let place = address.map(|address| format!(" at {address:#x}")).unwrap_or_default();
+        match address {
+            Some(address) if !self.read_only.contains(address) => format!("the guest's memory{place} is gone"),
+            _ => format!(
+                "the guest's memory{place} cannot be read: a file that is mapped there was cut, or its disk fails"
+            ),
+        }
     }
 
     fn read_port(&self, port: u16, data: &mut [u8]) {
@@ -58,9 +70,12 @@ impl Exits {
     }
 
     fn write_memory(&self, address: u64, data: &[u8]) {
-        if self.root_image.contains(&address) {
-            crate::guest_warn!(address, "guest writes to the read-only root image");
-        } else if !self.bus.write_memory(address, data) {
+        if self.bus.write_memory(address, data) {
+            return;
+        }
+        if self.read_only.contains(address) {
+            crate::guest_warn!(address, "guest writes to a read-only image");
+        } else {
             crate::guest_warn!(address, "guest writes memory that is not there");
         }
     }

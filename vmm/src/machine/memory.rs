@@ -1,7 +1,6 @@
-//! Guest memory and the mapped root image, with KVM's view of both.
-#![expect(unsafe_code, reason = "KVM memory slots name host addresses, and the root image is mapped by hand")]
+//! Guest memory and mapped images, with KVM's view of both.
+#![expect(unsafe_code, reason = "KVM memory slots name host addresses, and images are mapped by hand")]
 
-use super::x86_64::layout;
 use crate::virtio::device::GuestMemory;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
@@ -10,8 +9,10 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use vm_memory::mmap::FromRangesError;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionCollectionError, GuestRegionMmap,
+};
 
 /// The pmem driver maps in units of this size.
 const IMAGE_ALIGNMENT: u64 = 2 << 20;
@@ -20,10 +21,16 @@ const IMAGE_ALIGNMENT: u64 = 2 << 20;
 pub enum MemoryError {
     #[error("cannot map {0} MiB of guest memory")]
     Map(u64, #[source] FromRangesError),
-    #[error("cannot map the root image")]
+    #[error("cannot map an image")]
     MapImage(#[source] io::Error),
-    #[error("root image is {0} bytes long, which is not a multiple of 2 MiB")]
+    #[error("an image of {0} bytes cannot be mapped")]
     ImageLength(u64),
+    #[error("cannot reserve addresses for images")]
+    Reserve(#[source] MmapRegionError),
+    #[error("addresses for images are taken")]
+    Overlap(#[source] GuestRegionCollectionError),
+    #[error("there is no room for an image of {0} bytes among the guest's addresses")]
+    NoRoom(u64),
     #[error("cannot give KVM memory slot {slot}")]
     Slot { slot: u32, source: kvm_ioctls::Error },
 }
@@ -37,47 +44,75 @@ pub fn guest_memory(ram: &[Range<u64>]) -> Result<GuestMemory, MemoryError> {
     GuestMemoryMmap::from_ranges(&ranges).map(Arc::new).map_err(|error| MemoryError::Map(size >> 20, error))
 }
 
-/// The root image, mapped so that nothing can write to it: neither the guest, through its slot, nor this process.
+/// Guest memory for images, reserved in this process from the start, so that devices can send what lies there whenever it comes.
+/// Nothing can write to it: neither the guest, through its slots, nor this process. Where no image is, it reads as zeroes.
 #[derive(Debug)]
-pub struct RootImage {
-    host: *mut libc::c_void,
-    length: usize,
-    pub guest: Range<u64>,
-}
+pub struct Window(Arc<GuestRegionMmap<()>>);
 
-// SAFETY: the mapping is private to this value and read by KVM alone; the pointer is never dereferenced here.
-unsafe impl Send for RootImage {}
-
-impl RootImage {
-    pub fn map(image: &File, ram: &[Range<u64>]) -> Result<Self, MemoryError> {
-        let bytes = image.metadata().map_err(MemoryError::MapImage)?.len();
-        if bytes == 0 || !bytes.is_multiple_of(IMAGE_ALIGNMENT) {
-            return Err(MemoryError::ImageLength(bytes));
-        }
+impl Window {
+    /// Addresses of the guest, whole pages.
+    pub fn new(guest: &Range<u64>) -> Result<Self, MemoryError> {
+        let bytes = guest.end - guest.start;
         let length = usize::try_from(bytes).map_err(|_| MemoryError::ImageLength(bytes))?;
-        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing. The file belongs to the
-        // operator; were it truncated, the guest's reads would fail, not ours.
-        let host = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, image.as_raw_fd(), 0)
-        };
-        if host == libc::MAP_FAILED {
-            return Err(MemoryError::MapImage(io::Error::last_os_error()));
-        }
-        let start = layout::root_image(ram);
-        Ok(Self { host, length, guest: start..start + bytes })
+        let builder = MmapRegionBuilder::new(length).with_mmap_prot(libc::PROT_READ).with_mmap_flags(EMPTY);
+        let reserved = builder.build().map_err(MemoryError::Reserve)?;
+        let region = GuestRegionMmap::new(reserved, GuestAddress(guest.start));
+        region.map(|region| Self(Arc::new(region))).ok_or(MemoryError::ImageLength(bytes))
+    }
+
+    /// RAM with these addresses, as devices see it.
+    pub fn and_ram(&self, ram: &GuestMemory) -> Result<GuestMemory, MemoryError> {
+        ram.insert_region(Arc::clone(&self.0)).map(Arc::new).map_err(MemoryError::Overlap)
+    }
+
+    pub fn addresses(&self) -> Range<u64> {
+        let start = self.0.start_addr().0;
+        start..start + self.0.len()
+    }
+
+    /// Maps each file at its place from the guest's address `start` on.
+    pub fn map(&self, start: u64, files: &[(&File, Range<u64>)]) -> Result<(), MemoryError> {
+        files.iter().try_for_each(|(file, place)| {
+            self.replace(start + place.start, place.end - place.start, libc::MAP_SHARED, file.as_raw_fd())
+        })
+    }
+
+    /// Takes away what was mapped.
+    pub fn clear(&self, guest: &Range<u64>) -> Result<(), MemoryError> {
+        self.replace(guest.start, guest.end - guest.start, EMPTY, -1)
+    }
+
+    fn replace(&self, start: u64, length: u64, flags: i32, file: i32) -> Result<(), MemoryError> {
+        let host = self.host(start, length).ok_or(MemoryError::ImageLength(length))?;
+        let bytes = usize::try_from(length).map_err(|_| MemoryError::ImageLength(length))?;
+        // SAFETY: the pages lie within a mapping that this value owns and nobody has references into: devices copy from it
+        // or name it in system calls. The files belong to the operator; were one cut, the guest's reads and those system
+        // calls would fail, and a copy would end this process.
+        let mapped = unsafe { libc::mmap(host.cast(), bytes, libc::PROT_READ, flags | libc::MAP_FIXED, file, 0) };
+        if mapped == libc::MAP_FAILED { Err(MemoryError::MapImage(io::Error::last_os_error())) } else { Ok(()) }
+    }
+
+    /// Where the guest's addresses are in this process.
+    fn host(&self, start: u64, length: u64) -> Option<*mut u8> {
+        let offset = start.checked_sub(self.0.start_addr().0)?;
+        let end = offset.checked_add(length).filter(|end| *end <= self.0.len())?;
+        let offset = usize::try_from(offset).ok()?;
+        usize::try_from(end).ok()?;
+        Some(self.0.as_ptr().wrapping_add(offset))
     }
 }
 
-impl Drop for RootImage {
-    fn drop(&mut self) {
-        // SAFETY: `map` made this mapping with this length, and nothing but KVM refers to it. KVM keeps its slot, whose
-        // accesses then fail in the guest.
-        unsafe { libc::munmap(self.host, self.length) };
-    }
+/// Anonymous pages that are never written, so they are no commitment.
+const EMPTY: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Bytes of guest memory for an image of `length` bytes.
+pub fn image_size(length: u64) -> Result<u64, MemoryError> {
+    let size = length.checked_next_multiple_of(IMAGE_ALIGNMENT).filter(|size| *size > 0);
+    size.ok_or(MemoryError::ImageLength(length))
 }
 
-/// Makes RAM and the root image the guest's. Both must outlive the machine's vCPUs.
-pub fn give_to_guest(vm: &VmFd, memory: &GuestMemory, image: &RootImage) -> Result<(), MemoryError> {
+/// Makes RAM the guest's. It must outlive the machine's vCPUs. Returns the next free slot.
+pub fn give_ram(vm: &VmFd, memory: &GuestMemory) -> Result<u32, MemoryError> {
     let mut slot = 0;
     for region in memory.iter() {
         set_slot(
@@ -92,21 +127,24 @@ pub fn give_to_guest(vm: &VmFd, memory: &GuestMemory, image: &RootImage) -> Resu
         )?;
         slot += 1;
     }
-    set_slot(
-        vm,
-        kvm_userspace_memory_region {
-            slot,
-            flags: KVM_MEM_READONLY,
-            guest_phys_addr: image.guest.start,
-            memory_size: image.length as u64,
-            userspace_addr: image.host as u64,
-        },
-    )
+    Ok(slot)
+}
+
+/// Lets the guest read what is mapped in a window, which must outlive the slot.
+pub fn give_images(vm: &VmFd, slot: u32, window: &Window, guest: &Range<u64>) -> Result<(), MemoryError> {
+    let memory_size = guest.end - guest.start;
+    let host = window.host(guest.start, memory_size).ok_or(MemoryError::ImageLength(memory_size))?;
+    let (flags, userspace_addr) = (KVM_MEM_READONLY, host as u64);
+    set_slot(vm, kvm_userspace_memory_region { slot, flags, guest_phys_addr: guest.start, memory_size, userspace_addr })
+}
+
+pub fn take_slot(vm: &VmFd, slot: u32) -> Result<(), MemoryError> {
+    set_slot(vm, kvm_userspace_memory_region { slot, ..kvm_userspace_memory_region::default() })
 }
 
 fn set_slot(vm: &VmFd, region: kvm_userspace_memory_region) -> Result<(), MemoryError> {
     let slot = region.slot;
-    // SAFETY: the range is a live mapping, held by `GuestMemory` or `RootImage`, which the machine keeps while its
+    // SAFETY: the range is a live mapping, held by `GuestMemory` or `Window`, which the machine keeps while its
     // vCPUs run.
     unsafe { vm.set_user_memory_region(region) }.map_err(|source| MemoryError::Slot { slot, source })
 }

@@ -5,6 +5,7 @@ mod exits;
 mod interrupts;
 mod kernel;
 mod memory;
+mod regions;
 mod serial;
 mod setup;
 mod snapshot;
@@ -27,9 +28,10 @@ use crate::virtio::vsock::Connector;
 pub(crate) use exits::Exits;
 use interrupts::{Interrupts, KvmDoorbells};
 use kvm_ioctls::{VcpuFd, VmFd};
-use memory::RootImage;
+use regions::Regions;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use vmm_protocol::{DeviceId, PciAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -37,6 +39,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// A machine, as the main thread holds it. Its vCPU threads hold the bus; they end with the process.
 #[derive(Debug)]
 pub struct Machine {
+    /// As devices see it: images can only be read.
     memory: GuestMemory,
     bus: Arc<Bus>,
     attention: Arc<Attention>,
@@ -53,8 +56,12 @@ pub struct Machine {
     /// vCPUs until they are started.
     vcpus: Vec<VcpuFd>,
     exits: Arc<Exits>,
-    /// Mapped while the guest may read it.
-    root_image: RootImage,
+    /// What the guest sees as memory of its own.
+    regions: Regions,
+    /// Where those are that were attached, by slot.
+    mapped: HashMap<u8, u64>,
+    /// Guest addresses of the root image.
+    root_image: Range<u64>,
     /// Of a machine that is to be saved.
     template: Option<snapshot::Template>,
 }
@@ -126,7 +133,16 @@ impl Machine {
         let address = PciAddress::new(slot).ok_or(AttachError::NoSlot)?;
         let id = DeviceId(self.next_id);
         let reporter = self.failures.reporter(id);
-        self.insert(slot, attachment.into_device(self.processors, reporter)?)?;
+        let (device, mapped) = attachment.into_device(self.processors, reporter, &mut self.regions)?;
+        let inserted = self.insert(slot, device);
+        match (inserted, mapped) {
+            (Ok(()), Some(start)) => drop(self.mapped.insert(slot, start)),
+            (Err(error), Some(start)) => {
+                self.regions.remove(start).map_err(DeviceError::from)?;
+                return Err(error);
+            }
+            (inserted, None) => inserted?,
+        }
         self.next_id += 1;
         self.attached.insert(id, slot);
         Ok((id, address))
@@ -142,6 +158,11 @@ impl Machine {
         self.interrupts.disconnect(slot);
         if let Err(error) = self.interrupts.apply() {
             tracing::warn!(%error, "cannot route interrupts");
+        }
+        if let Some(start) = self.mapped.remove(&slot)
+            && let Err(error) = self.regions.remove(start)
+        {
+            tracing::warn!(%error, "an image stays mapped");
         }
         device
     }

@@ -4,7 +4,8 @@ use super::devices;
 use super::exits::Exits;
 use super::interrupts::{Interrupts, KvmDoorbells};
 use super::kernel::{self, KernelError};
-use super::memory::{self, MemoryError, RootImage};
+use super::memory::{self, MemoryError};
+use super::regions::Regions;
 use super::serial::DebugSerial;
 use super::vcpu::Stop;
 use super::x86_64::{boot_params, cpuid, layout, mptable, registers};
@@ -20,6 +21,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -34,6 +36,9 @@ const COMMAND_LINE: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=alway
 const QUIET: &str = "console=hvc0 quiet 8250.nr_uarts=0";
 /// The last console is init's `/dev/console`, which the polled serial port cannot be.
 const DEBUG_SERIAL: &str = "earlyprintk=ttyS0,115200 8250.nr_uarts=1 console=ttyS0 console=hvc0";
+
+/// The driver maps in units of this size, and nothing is added to the image: it is whole or wrong.
+const ROOT_ALIGNMENT: u64 = 2 << 20;
 
 /// What to build; the protocol's crate has the limits.
 #[derive(Clone, Debug)]
@@ -60,8 +65,11 @@ pub struct Resources {
 pub(super) struct Parts {
     pub vm: Vm,
     pub vcpus: Vec<VcpuFd>,
+    /// RAM alone.
     pub memory: GuestMemory,
-    pub root_image: RootImage,
+    pub regions: Regions,
+    /// Where the root image is.
+    pub root_image: Range<u64>,
     pub console: OwnedFd,
     pub debug_serial: bool,
     pub processors: u8,
@@ -81,6 +89,10 @@ pub enum MachineError {
     CommandLine(usize),
     #[error("KVM cannot {0}")]
     Kvm(&'static str, #[source] kvm_ioctls::Error),
+    #[error("cannot inspect the root image")]
+    RootImage(#[source] io::Error),
+    #[error("root image is {0} bytes long, which is not a multiple of 2 MiB")]
+    RootLength(u64),
     #[error("cannot make an event descriptor")]
     Events(#[source] io::Error),
     #[error("cannot add a device to the machine")]
@@ -97,17 +109,19 @@ impl Machine {
     pub fn new(description: &Description, resources: Resources) -> Result<Self, MachineError> {
         let ram = layout::ram(u64::from(description.memory_mib) << 20);
         let memory = memory::guest_memory(&ram)?;
-        let root_image = RootImage::map(&resources.root_image, &ram)?;
+        let root_length = root_length(&resources.root_image)?;
         let entry = load_guest(description, &resources.kernel, &ram, &memory)?;
 
         let vm = create_vm(&resources.kvm)?;
-        memory::give_to_guest(&vm, &memory, &root_image)?;
+        let mut regions = Regions::new(Arc::clone(&vm), &ram, memory::give_ram(&vm, &memory)?)?;
+        let root_image = regions.add(&[(&resources.root_image, 0..root_length)])?;
         let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, entry)?;
 
         Self::assemble(Parts {
             vm,
             vcpus,
             memory,
+            regions,
             root_image,
             console: resources.console,
             debug_serial: description.debug_serial,
@@ -117,7 +131,7 @@ impl Machine {
 
     /// Adds bus and devices.
     pub(super) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { vm, vcpus, memory, root_image, console, debug_serial, processors } = parts;
+        let Parts { vm, vcpus, memory, regions, root_image, console, debug_serial, processors } = parts;
         let serial = if debug_serial {
             let log = console.try_clone().map_err(MachineError::Events)?;
             Some(DebugSerial::new(log).map_err(MachineError::Events)?)
@@ -125,13 +139,13 @@ impl Machine {
             None
         };
         let bus = Arc::new(Bus::new());
-        let exits = Exits { bus: Arc::clone(&bus), serial, root_image: root_image.guest.clone() };
+        let exits = Exits { bus: Arc::clone(&bus), serial, read_only: regions.addresses() };
         let ready = EventFd::new(EFD_NONBLOCK).map_err(MachineError::Events)?;
         let signal = ready.try_clone().map_err(MachineError::Events)?;
-        let (cold, connector) = devices::cold(&root_image.guest, console, signal).map_err(MachineError::Events)?;
+        let (cold, connector) = devices::cold(&root_image, console, signal).map_err(MachineError::Events)?;
 
         let mut machine = Self {
-            memory,
+            memory: regions.and_ram(&memory)?,
             bus,
             attention: Arc::new(Attention::new().map_err(MachineError::Events)?),
             interrupts: Interrupts::new(Arc::clone(&vm)),
@@ -146,6 +160,8 @@ impl Machine {
             processors,
             vcpus,
             exits: Arc::new(exits),
+            regions,
+            mapped: HashMap::new(),
             root_image,
             template: None,
         };
@@ -154,6 +170,13 @@ impl Machine {
         }
         Ok(machine)
     }
+}
+
+/// How long the root image is; it fills its region.
+pub(super) fn root_length(image: &File) -> Result<u64, MachineError> {
+    let length = image.metadata().map_err(MachineError::RootImage)?.len();
+    let fits = length > 0 && length.is_multiple_of(ROOT_ALIGNMENT);
+    if fits { Ok(length) } else { Err(MachineError::RootLength(length)) }
 }
 
 /// Kernel, command line and tables into guest memory. Returns the kernel's entry.

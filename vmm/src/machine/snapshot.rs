@@ -7,9 +7,9 @@
 //!
 //! Devices stop before vCPUs are read, since their last interrupts go into local APICs. A machine that was saved is spent.
 
-use super::setup::{MachineError, Parts, create_vm, kvm, supported_cpuid};
+use super::setup::{MachineError, Parts, create_vm, kvm, root_length, supported_cpuid};
 use super::{AttachError, Machine, memory};
-use crate::machine::memory::RootImage;
+use crate::machine::regions::Regions;
 use crate::machine::x86_64::{cpuid, layout};
 use crate::snapshot::codec::{self, CodecError};
 use crate::snapshot::memory::{self as memory_file, MemoryFileError};
@@ -122,12 +122,12 @@ impl Machine {
         };
         let content = MachineState {
             memory_mib,
-            root_image: self.root_image.guest.clone(),
+            root_image: self.root_image.clone(),
             vcpus: (0..).zip(&vcpus).map(read).collect::<Result<_, _>>()?,
             vm: VmState::read(&self.doorbells.0)?,
             bus_address: self.bus.address(),
             functions,
-            extents: memory_file::save(&self.memory, memory)?,
+            extents: memory_file::save(&self.memory, &layout::ram(u64::from(memory_mib) << 20), memory)?,
         };
         state.write_all_at(&codec::encode(&content)?, 0).map_err(SnapshotError::Write)
     }
@@ -139,13 +139,15 @@ impl Machine {
         memory_file::map(&memory, &resources.memory, &state.extents)?;
         // The mapping holds it.
         drop(resources.memory);
-        let root_image = RootImage::map(&resources.root_image, &ram).map_err(MachineError::from)?;
-        if root_image.guest != state.root_image {
-            return Err(SnapshotError::RootImage);
-        }
+        let root_length = root_length(&resources.root_image)?;
 
         let vm = create_vm(&resources.kvm)?;
-        memory::give_to_guest(&vm, &memory, &root_image).map_err(MachineError::from)?;
+        let first_slot = memory::give_ram(&vm, &memory).map_err(MachineError::from)?;
+        let mut regions = Regions::new(Arc::clone(&vm), &ram, first_slot).map_err(MachineError::from)?;
+        let root_image = regions.add(&[(&resources.root_image, 0..root_length)]).map_err(MachineError::from)?;
+        if root_image != state.root_image {
+            return Err(SnapshotError::RootImage);
+        }
         let supported = supported_cpuid(&resources.kvm)?;
         let tsc_deadline = resources.kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
         let count = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
@@ -170,6 +172,7 @@ impl Machine {
             vm: Arc::clone(&vm),
             vcpus,
             memory,
+            regions,
             root_image,
             console: resources.console,
             debug_serial: false,

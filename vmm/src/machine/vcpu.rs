@@ -83,6 +83,7 @@ pub fn run_until(mut vcpu: VcpuFd, exits: &Exits, wanted: impl Fn() -> bool) -> 
             }
             Err(error) if error.errno() == libc::EINTR && wanted() => return Ok(vcpu),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) if error.errno() == libc::EFAULT => return Err(StopReason::Failed(exits.lost_memory(None))),
             Err(error) => return Err(StopReason::Failed(format!("cannot run a vCPU: {error}"))),
         }
     }

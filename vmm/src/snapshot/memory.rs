@@ -8,6 +8,7 @@ use super::codec::{CodecError, Reader, Saved, Writer};
 use crate::virtio::device::GuestMemory;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
@@ -66,12 +67,11 @@ pub fn load_extents(reader: &mut Reader<'_>) -> Result<Vec<Extent>, CodecError> 
     reader.list("extents", MAX_EXTENTS, Extent::load)
 }
 
-/// Writes what is not zero to an empty file. Nobody may write to the memory meanwhile.
-pub fn save(memory: &GuestMemory, file: &File) -> Result<Vec<Extent>, MemoryFileError> {
+/// Writes what is not zero of these addresses to an empty file. Nobody may write to the memory meanwhile.
+pub fn save(memory: &GuestMemory, ram: &[Range<u64>], file: &File) -> Result<Vec<Extent>, MemoryFileError> {
     let mut extents: Vec<Extent> = Vec::new();
     let mut chunk = vec![0; CHUNK];
-    for region in memory.iter() {
-        let (start, end) = (region.start_addr().0, region.start_addr().0 + region.len());
+    for Range { start, end } in ram.iter().cloned() {
         let mut open = None;
         for address in (start..end).step_by(CHUNK) {
             let length = CHUNK.min(usize::try_from(end - address).unwrap_or(CHUNK));
@@ -108,7 +108,7 @@ impl Extent {
     }
 }
 
-/// Lays a file over memory that nobody uses yet. The memory stays private to this process.
+/// Lays a file over memory that nobody uses yet, and that is RAM alone. The memory stays private to this process.
 pub fn map(memory: &GuestMemory, file: &File, extents: &[Extent]) -> Result<(), MemoryFileError> {
     let file_length = file.metadata().map_err(MemoryFileError::Inspect)?.len();
     for (number, extent) in extents.iter().enumerate() {
@@ -165,6 +165,7 @@ mod tests {
 
     const KIB: u64 = 1024;
     const HIGH: u64 = 1 << 32;
+    const RAM: [Range<u64>; 2] = [0..4 << 20, HIGH..HIGH + (2 << 20)];
 
     fn memory() -> GuestMemory {
         let ranges = [(GuestAddress(0), 4 << 20), (GuestAddress(HIGH), 2 << 20)];
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn memory_comes_back_and_long_zeroes_are_not_in_the_file() {
         let (saved, file) = (used(), tempfile::tempfile().unwrap());
-        let extents = save(&saved, &file).unwrap();
+        let extents = save(&saved, &RAM, &file).unwrap();
         let places: Vec<_> = extents.iter().map(|extent| (extent.guest, extent.length)).collect();
         assert_eq!(places, [(0, 12 * KIB), (1 << 20, 4 * KIB), ((4 << 20) - 4 * KIB, 4 * KIB), (HIGH, 8 * KIB)]);
         assert_eq!(file.metadata().unwrap().len(), 28 * KIB);
@@ -203,7 +204,7 @@ mod tests {
     #[test]
     fn writes_stay_in_the_machine_that_makes_them() {
         let file = tempfile::tempfile().unwrap();
-        let extents = save(&used(), &file).unwrap();
+        let extents = save(&used(), &RAM, &file).unwrap();
         let (first, second) = (memory(), memory());
         map(&first, &file, &extents).unwrap();
         map(&second, &file, &extents).unwrap();

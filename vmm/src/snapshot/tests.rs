@@ -113,7 +113,7 @@ impl Host {
     }
 
     fn run(&self, vcpu: VcpuFd) -> PausableVcpu {
-        let exits = Exits { bus: Arc::new(Bus::new()), serial: None, root_image: 0..0 };
+        let exits = Exits { bus: Arc::new(Bus::new()), serial: None, read_only: Arc::default() };
         PausableVcpu::spawn(vcpu, Arc::new(exits), |reason| panic!("{reason:?}")).unwrap()
     }
 

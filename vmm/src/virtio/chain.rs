@@ -72,6 +72,9 @@ impl Chain {
             }
             let segment = Segment { address: descriptor.addr(), length };
             if descriptor.is_write_only() {
+                if !can_be_written(memory, segment.address, length) {
+                    return Err(ChainError::NotMemory);
+                }
                 chain.writable.push(segment);
             } else if chain.writable.segments.is_empty() {
                 chain.readable.push(segment);
@@ -86,6 +89,16 @@ impl Chain {
             Some(false) => Ok(chain),
         }
     }
+}
+
+/// Whether devices may write to a range of guest memory. Images can only be read: a write would end this process.
+pub fn can_be_written(memory: &Memory, start: GuestAddress, length: usize) -> bool {
+    // Images lie behind all RAM, so that nothing between two addresses of RAM is one.
+    let last = start.0.saturating_add(length.saturating_sub(1) as u64);
+    [start, GuestAddress(last)].into_iter().all(|address| {
+        let region = vm_memory::GuestMemoryBackend::find_region(memory, address);
+        region.is_some_and(|region| region.prot() & libc::PROT_WRITE != 0)
+    })
 }
 
 impl Buffer {

@@ -27,12 +27,18 @@ pub struct Options {
 enum Subject {
     /// virtio-blk: instructions for each request, compared with QEMU's microvm.
     Disk(disk::Options),
+    /// Writes docs/performance.md, its charts and the baseline from results.
+    Document(rows::Files),
+    /// Shows the figures of a result as multiples of the baseline's.
+    Compare(rows::Comparison),
 }
 
 /// Prints a table and returns the path of the result's file.
 pub fn bench(options: &Options) -> Result<PathBuf> {
     match &options.subject {
         Some(Subject::Disk(options)) => disk::measure(options),
+        Some(Subject::Document(files)) => rows::document(files),
+        Some(Subject::Compare(comparison)) => rows::compare(comparison),
         None => rows::measure(&options.rows),
     }
 }

@@ -1,6 +1,6 @@
-//! Layers of images as disks of the guest, each attached once for all containers of the pod.
+//! Layers of images as disks or memory of the guest, each attached once for all containers of the pod.
 
-use super::super::layers::{self, Blob, Key, Part, Stack, scratch};
+use super::super::layers::{self, Blob, Key, Part, Pod, Stack, scratch};
 use super::super::mount::Overlay;
 use super::super::rootfs::{LayerStack, Upper};
 use super::super::{Inner, SandboxError};
@@ -80,7 +80,7 @@ impl Inner {
         Ok(Some(ScratchDisk { pci_address, mode: scratch.mode, uid, gid, ..ScratchDisk::default() }))
     }
 
-    /// Those that the pod does not have yet become one disk, or a second one if they are too many for it.
+    /// Those that the pod does not have yet become one disk or region, or a second one if they are too many for it.
     async fn attach_blobs(
         &self,
         container: &Identifier,
@@ -96,14 +96,21 @@ impl Inner {
                 missing.push((key, blob));
             }
         }
+        let pod = Pod {
+            memory: u64::from(self.memory_mib) << 20,
+            mapped: registry.mapped(),
+            rate: self.disk_rate,
+            may_map: self.map_layers,
+        };
+        let bytes = missing.iter().fold(0, |bytes: u64, (_, blob)| bytes.saturating_add(blob.length));
+        let access = pod.layer_access(bytes, missing.iter().all(|(_, blob)| blob.can_be_mapped));
         for missing in missing.chunks(MAX_PARTS) {
             let lengths: Vec<u64> = missing.iter().map(|(_, blob)| blob.length).collect();
             let places = part_offsets(&lengths).ok_or_else(|| impossible("they are too long"))?;
             let parts = (0..).take(missing.len()).map(FdSlot).collect();
             let files: Vec<_> = missing.iter().map(|(_, blob)| blob.file.as_fd()).collect();
-            let (device, address) =
-                self.vmm.attach_all(&operation, Device::Layers { parts, limit: self.disk_rate }, &files).await?;
-            registry.add(device, address, missing.iter().map(|(key, _)| *key).zip(places).collect());
+            let (device, address) = self.vmm.attach_all(&operation, Device::Layers { parts, access }, &files).await?;
+            registry.add((device, address), access, missing.iter().map(|(key, _)| *key).zip(places).collect());
         }
         let keys: Vec<Key> = layers.iter().flat_map(parts).map(|(key, _)| key).collect();
         let parts = registry.take(container, &keys).ok_or_else(|| impossible("one is not attached"))?;

@@ -19,6 +19,12 @@ const LENGTH: usize = 128;
 /// File systems of more than 2^32 blocks.
 const INCOMPAT_48BIT: u32 = 0x80;
 
+/// Features that only compressed file systems have: padding, algorithms, tails, fragments.
+const INCOMPAT_COMPRESSED: u32 = 0x01 | 0x02 | 0x10 | 0x20;
+
+/// The guest's kernel maps blocks that are pages.
+const PAGE_BITS: u32 = 12;
+
 /// A layer's file, open for reading.
 #[derive(Debug)]
 pub(in super::super) struct Blob {
@@ -31,6 +37,8 @@ pub(in super::super) struct Blob {
     pub devices: u16,
     /// It has more blocks than the guest's kernel can count.
     pub too_large: bool,
+    /// Its files' pages are the files of the image: a guest can have them as its memory.
+    pub can_be_mapped: bool,
 }
 
 impl Blob {
@@ -60,6 +68,7 @@ impl Blob {
             blocks: superblock.blocks,
             devices: superblock.devices,
             too_large: superblock.too_large,
+            can_be_mapped: superblock.can_be_mapped,
         })
     }
 }
@@ -74,6 +83,7 @@ struct Superblock {
     bytes: u64,
     devices: u16,
     too_large: bool,
+    can_be_mapped: bool,
 }
 
 impl Superblock {
@@ -85,8 +95,14 @@ impl Superblock {
         if number(0) != MAGIC || !(9..=16).contains(&block_bits) {
             return None;
         }
-        let too_large = number(80) & INCOMPAT_48BIT != 0;
-        Some(Self { blocks, bytes: blocks << block_bits, devices, too_large })
+        let features = number(80);
+        Some(Self {
+            blocks,
+            bytes: blocks << block_bits,
+            devices,
+            too_large: features & INCOMPAT_48BIT != 0,
+            can_be_mapped: block_bits == PAGE_BITS && features & INCOMPAT_COMPRESSED == 0,
+        })
     }
 }
 
@@ -150,6 +166,23 @@ pub(super) mod tests {
             }
             bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
             let _ = Superblock::parse(&bytes);
+        }
+    }
+
+    #[test]
+    fn blocks_that_are_no_pages_cannot_be_mapped() {
+        let superblock = |block_bits, features: u8| {
+            let mut bytes = [0; LENGTH];
+            bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+            (bytes[12], bytes[80]) = (block_bits, features);
+            Superblock::parse(&bytes).unwrap().can_be_mapped
+        };
+        assert!(superblock(12, 0));
+        // Chunks and a table of devices.
+        assert!(superblock(12, 0x04 | 0x08));
+        assert!(!superblock(9, 0) && !superblock(14, 0));
+        for compressed in [0x01, 0x02, 0x10, 0x20, 0xff] {
+            assert!(!superblock(12, compressed), "{compressed:#x}");
         }
     }
 

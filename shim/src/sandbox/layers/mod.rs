@@ -1,15 +1,18 @@
-//! Root filesystems made of EROFS layers: the guest gets the layers' files as a disk, and the node mounts nothing of them.
+//! Root filesystems made of EROFS layers: the guest gets the layers' files as a disk or as memory, and the node mounts
+//! nothing of them.
 //!
 //! containerd 2.1's erofs snapshotter mounts each layer on the node and gives an overlay of them. That of 2.2 and later names the files.
 //!
 //! ```text
-//! Directories::of   what an overlay is made of; pure
-//! find              its layers' files, when all of them are EROFS
-//! Stack::open       the files that a stack of mounts names
-//! Registry          which files the pod's disks have, and who uses them; pure
-//! scratch           the disk for what the container writes
+//! Directories::of     what an overlay is made of; pure
+//! find                its layers' files, when all of them are EROFS
+//! Stack::open         the files that a stack of mounts names
+//! Pod::layer_access   whether the guest gets them as a disk or as memory; pure
+//! Registry            which files the pod's disks have, and who uses them; pure
+//! scratch             the disk for what the container writes
 //! ```
 
+mod access;
 mod blob;
 mod directories;
 mod loops;
@@ -18,6 +21,7 @@ mod registry;
 pub(super) mod scratch;
 
 pub(super) use super::file_id::FileId;
+pub(super) use access::Pod;
 pub(super) use blob::Blob;
 pub(super) use registry::{Key, Part, Registry};
 

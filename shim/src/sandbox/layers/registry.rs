@@ -6,7 +6,7 @@ use super::FileId;
 use crate::identifier::Identifier;
 use std::collections::HashMap;
 use std::ops::Range;
-use vmm_protocol::{DeviceId, PciAddress};
+use vmm_protocol::{DeviceId, LayerAccess, PciAddress};
 
 #[derive(Debug, Default)]
 pub(in super::super) struct Registry {
@@ -27,6 +27,7 @@ pub(in super::super) struct Key {
 struct LayerDisk {
     device: DeviceId,
     address: PciAddress,
+    access: LayerAccess,
     /// In the order of the disk.
     parts: Vec<(Key, Range<u64>)>,
 }
@@ -46,8 +47,19 @@ impl Registry {
     }
 
     /// A disk that was attached. The files stay open in the VMM, so that their ids stay theirs.
-    pub fn add(&mut self, device: DeviceId, address: PciAddress, parts: Vec<(Key, Range<u64>)>) {
-        self.disks.push(LayerDisk { device, address, parts });
+    pub fn add(
+        &mut self,
+        (device, address): (DeviceId, PciAddress),
+        access: LayerAccess,
+        parts: Vec<(Key, Range<u64>)>,
+    ) {
+        self.disks.push(LayerDisk { device, address, access, parts });
+    }
+
+    /// Bytes of layers that are memory of the guest.
+    pub fn mapped(&self) -> u64 {
+        let mapped = self.disks.iter().filter(|disk| disk.access == LayerAccess::Memory);
+        mapped.filter_map(|disk| disk.parts.last()).map(|(_, place)| place.end).sum()
     }
 
     /// The layers of a container, which uses them from now on. `None` when one is not attached.
@@ -77,6 +89,10 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmm_protocol::RateLimit;
+
+    const DISK: LayerAccess =
+        LayerAccess::Disk { limit: RateLimit { bytes_per_second: None, operations_per_second: None } };
 
     fn file(inode: u64) -> Key {
         Key { file: FileId { device: 1, inode }, is_device: false }
@@ -91,7 +107,7 @@ mod tests {
         let [web, log] = ["web", "log"].map(|id| id.parse::<Identifier>().unwrap());
         let mut registry = Registry::default();
         assert!(!registry.has(file(1)));
-        registry.add(DeviceId(7), address(5), vec![(file(1), 0..4096), (file(2), 4096..8192)]);
+        registry.add((DeviceId(7), address(5)), DISK, vec![(file(1), 0..4096), (file(2), 4096..8192)]);
         let parts = registry.take(&web, &[file(2), file(1)]).unwrap();
         assert_eq!(parts[0], Part { address: address(5), number: 2, place: 4096..8192 });
         assert_eq!(parts[1].number, 1);
@@ -105,9 +121,9 @@ mod tests {
     fn a_disk_stays_for_the_one_layer_that_is_shared() {
         let [web, log] = ["web", "log"].map(|id| id.parse::<Identifier>().unwrap());
         let mut registry = Registry::default();
-        registry.add(DeviceId(7), address(5), vec![(file(1), 0..4096), (file(2), 4096..8192)]);
+        registry.add((DeviceId(7), address(5)), DISK, vec![(file(1), 0..4096), (file(2), 4096..8192)]);
         registry.take(&web, &[file(2), file(1)]).unwrap();
-        registry.add(DeviceId(8), address(6), vec![(file(3), 0..4096)]);
+        registry.add((DeviceId(8), address(6)), DISK, vec![(file(3), 0..4096)]);
         registry.take(&log, &[file(3), file(1)]).unwrap();
         assert_eq!(registry.release(&web), [], "its base is in use");
         assert_eq!(registry.release(&log), [(DeviceId(7), address(5)), (DeviceId(8), address(6))]);
@@ -117,8 +133,21 @@ mod tests {
     fn a_file_that_is_a_device_of_a_layer_is_another_part() {
         let device = Key { is_device: true, ..file(1) };
         let mut registry = Registry::default();
-        registry.add(DeviceId(7), address(5), vec![(file(1), 0..4096)]);
+        registry.add((DeviceId(7), address(5)), DISK, vec![(file(1), 0..4096)]);
         assert!(registry.has(file(1)) && !registry.has(device));
+    }
+
+    #[test]
+    fn what_is_mapped_counts_for_as_long_as_it_is_attached() {
+        let web = "web".parse().unwrap();
+        let mut registry = Registry::default();
+        registry.add((DeviceId(7), address(5)), DISK, vec![(file(1), 0..4096)]);
+        assert_eq!(registry.mapped(), 0);
+        registry.add((DeviceId(8), address(6)), LayerAccess::Memory, vec![(file(2), 0..10), (file(3), 4096..4100)]);
+        registry.add((DeviceId(9), address(7)), LayerAccess::Memory, vec![(file(4), 0..100)]);
+        assert_eq!(registry.mapped(), 4200);
+        registry.release(&web);
+        assert_eq!(registry.mapped(), 0);
     }
 
     #[test]
@@ -126,7 +155,7 @@ mod tests {
         let web = "web".parse().unwrap();
         let mut registry = Registry::default();
         assert_eq!(registry.take(&web, &[file(1)]), None);
-        registry.add(DeviceId(7), address(5), vec![(file(1), 0..4096)]);
+        registry.add((DeviceId(7), address(5)), DISK, vec![(file(1), 0..4096)]);
         assert_eq!(registry.release(&web), [(DeviceId(7), address(5))], "a disk that nobody took goes");
     }
 }

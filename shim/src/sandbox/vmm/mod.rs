@@ -197,7 +197,13 @@ async fn supervise(killer: Killer, said: watch::Receiver<Said>, stopped: watch::
         }
     };
     let (asked, said) = (killer.why.borrow().clone(), said.borrow().clone());
-    stopped.send_replace(Some(reason(asked, said, how)));
+    // Calls that fail of it tell it too, but there may be none.
+    let has_failed = matches!(said.stopped, Some(StopReason::Failed(_)));
+    let reason = reason(asked, said, how);
+    if has_failed {
+        tracing::error!(reason, "the microVM has failed");
+    }
+    stopped.send_replace(Some(reason));
 }
 
 /// Returns when the process has ended and has said all that it will.

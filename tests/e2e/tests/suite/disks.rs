@@ -6,6 +6,7 @@ use e2e::containerd_log::ContainerdLog;
 use e2e::cri::messages::Device;
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
+use e2e::log::ContainerdLog;
 use e2e::{BUSYBOX, FOREVER, eventually, run, try_run};
 use std::fs;
 use std::os::unix::fs::MetadataExt;

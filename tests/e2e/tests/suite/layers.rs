@@ -1,14 +1,16 @@
-//! Image layers as disks: the erofs snapshotter of containerd 2.1.
+//! Image layers as disks or memory of the guest: the erofs snapshotter of containerd 2.1.
 
+mod access;
 mod bad;
 mod hostile;
 mod image;
 mod stacks;
 
 use crate::with_erofs;
+use access::Access;
 use e2e::container::ctr;
 use e2e::leaks::{Traces, assert_nothing_left_since};
-use e2e::{BUSYBOX, Container, Running, eventually};
+use e2e::{BUSYBOX, Container, FOREVER, Running, eventually};
 use image::LayeredImage;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -23,22 +25,31 @@ const SNAPSHOTS: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs/
 const SCRATCH: &str = ".bulkhead-upper.ext4";
 
 #[test]
+fn layers_are_memory_that_a_pods_containers_share() {
+    with_erofs(|| a_pods_containers_share_layers(Access::Memory));
+}
+
+#[test]
 fn layers_are_disks_that_a_pods_containers_share() {
-    with_erofs(|| {
-        // containerd mounts the layers for the first container and keeps them.
-        container().shell("true").run().success();
-        let before = Traces::now();
-        let first = container().command(&["/bin/sleep", "3600"]).start();
-        assert_eq!(file_servers(), 0, "layers went through a file server");
-        it_may_write_up_to_its_limit(&first);
-        a_second_container_attaches_only_what_it_writes_to(&first);
-        what_was_written_outlives_the_task(&first);
-        drop(first);
-        assert_nothing_left_since(&before);
-        // containerd removes a snapshot's files when it collects garbage.
-        ctr(&["content", "prune", "references"]).success();
-        eventually("the writable layers are gone with their snapshots", || files(SCRATCH).is_empty());
-    });
+    with_erofs(|| a_pods_containers_share_layers(Access::Disk));
+}
+
+fn a_pods_containers_share_layers(access: Access) {
+    // containerd mounts the layers for the first container and keeps them.
+    container().shell("true").run().success();
+    let before = Traces::now();
+    let config = access.of_pods();
+    let first = container().command(&FOREVER).start();
+    assert_eq!(file_servers(), 0, "layers went through a file server");
+    access.assert_of(&first);
+    it_may_write_up_to_its_limit(&first);
+    a_second_container_attaches_only_what_it_writes_to(&first);
+    what_was_written_outlives_the_task(&first);
+    drop((first, config));
+    assert_nothing_left_since(&before);
+    // containerd removes a snapshot's files when it collects garbage.
+    ctr(&["content", "prune", "references"]).success();
+    eventually("the writable layers are gone with their snapshots", || files(SCRATCH).is_empty());
 }
 
 /// What containerd does where the kernel cannot mount a file by itself.
@@ -72,10 +83,14 @@ fn an_image_may_have_128_layers() {
         let image = LayeredImage::new(&(1..128).map(layer).collect::<Vec<_>>());
         let script = "cat /last; ls /layers | wc -l; test ! -e /gone && echo whiteout; cat /layers/1 /layers/127; \
                       echo new > /layers/1; cat /layers/1; find / -xdev | sort";
-        let finished = Container::new(&image.name, EROFS).shell(script).run().success();
-        let printed = finished.stdout();
+        let run = |access: Access| {
+            let _config = access.of_pods();
+            Container::new(&image.name, EROFS).shell(script).run().success().stdout()
+        };
+        let printed = run(Access::Memory);
         let lines: Vec<_> = printed.lines().take(6).collect();
         assert_eq!(lines, ["127", "127", "whiteout", "1", "127", "new"]);
+        assert_eq!(printed, run(Access::Disk), "a disk shows another tree");
         // What an opaque directory hides is the business of whoever made the layers.
         let line = ["run", "--rm", "--snapshotter", EROFS, &image.name, "e2e-runc", "/bin/sh", "-c", script];
         assert_eq!(printed, ctr(&line).success().stdout(), "runc sees another tree");
@@ -114,21 +129,26 @@ fn it_may_write_up_to_its_limit(container: &Running) {
 }
 
 fn a_second_container_attaches_only_what_it_writes_to(first: &Running) {
-    let devices = |container: &Running| {
-        let printed = container.shell("ls /sys/bus/pci/devices | wc -l").success().stdout();
-        printed.trim().parse::<usize>().expect("a number")
-    };
     let alone = devices(first);
-    let member = [("container-type", "container"), ("sandbox-id", first.id())];
-    let member = member.map(|(key, value)| format!("io.kubernetes.cri.{key}={value}"));
-    let second = member.iter().fold(container(), |made, pair| made.argument("--annotation").argument(pair));
-    let second = second.command(&["/bin/sleep", "3600"]).start();
+    let second = member_of(first, container()).command(&FOREVER).start();
     assert_eq!(devices(first), alone + 1, "more than a writable layer was attached");
     assert_ne!(second.shell("test -e /etc/kept").code, 0, "the second container sees what the first one wrote");
     second.shell("echo mine > /etc/kept").success();
     assert_eq!(first.shell("cat /etc/kept").success().stdout(), "kept\n");
     drop(second);
     assert_eq!(devices(first), alone, "a device stayed");
+}
+
+fn member_of(pod: &Running, container: Container) -> Container {
+    let member = [("container-type", "container"), ("sandbox-id", pod.id())];
+    let member = member.map(|(key, value)| format!("io.kubernetes.cri.{key}={value}"));
+    member.iter().fold(container, |made, pair| made.argument("--annotation").argument(pair))
+}
+
+/// How many devices its machine has.
+fn devices(container: &Running) -> usize {
+    let printed = container.shell("ls /sys/bus/pci/devices | wc -l").success().stdout();
+    printed.trim().parse().expect("a number")
 }
 
 /// As `ctr task start` after the task was deleted: the snapshot is still there.

@@ -1,7 +1,8 @@
 //! Tiny guests in real mode, on the machine's own KVM.
 
 use super::super::interrupts::{Interrupts, KvmDoorbells};
-use super::super::memory::{RootImage, give_to_guest, guest_memory};
+use super::super::memory::{Window, give_images, give_ram, guest_memory};
+use super::super::regions::ReadOnly;
 use super::super::serial::DebugSerial;
 use super::super::x86_64::layout;
 use super::*;
@@ -11,6 +12,7 @@ use crate::virtio::transport::Doorbells;
 use kvm_ioctls::{Kvm, VmFd};
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -32,7 +34,7 @@ struct Guest {
     vm: Arc<VmFd>,
     memory: GuestMemory,
     exits: Exits,
-    _image: RootImage,
+    _images: Window,
     serial: std::io::PipeReader,
 }
 
@@ -40,23 +42,25 @@ impl Guest {
     fn new(kvm: &Kvm) -> Self {
         let file = tempfile::tempfile().unwrap();
         file.set_len(2 << 20).unwrap();
-        Self::with_image(kvm, &file)
+        Self::with_image(kvm, &[(&file, 0..2 << 20)])
     }
 
-    fn with_image(kvm: &Kvm, file: &File) -> Self {
+    fn with_image(kvm: &Kvm, files: &[(&File, Range<u64>)]) -> Self {
         let vm = Arc::new(kvm.create_vm().unwrap());
         let memory = guest_memory(&layout::ram(RAM)).unwrap();
-        let mut image = RootImage::map(file, &layout::ram(RAM)).unwrap();
         // Within reach of real mode: behind RAM.
-        image.guest = RAM..RAM + (2 << 20);
-        give_to_guest(&vm, &memory, &image).unwrap();
+        let place = RAM..RAM + (2 << 20);
+        let images = Window::new(&place).unwrap();
+        images.map(RAM, files).unwrap();
+        let slot = give_ram(&vm, &memory).unwrap();
+        give_images(&vm, slot, &images, &place).unwrap();
         let (serial, log) = std::io::pipe().unwrap();
         let exits = Exits {
             bus: Arc::new(Bus::new()),
             serial: Some(DebugSerial::new(log.into()).unwrap()),
-            root_image: image.guest.clone(),
+            read_only: Arc::new(ReadOnly::new(place)),
         };
-        Self { vm, memory, exits, _image: image, serial }
+        Self { vm, memory, exits, _images: images, serial }
     }
 
     /// Runs machine code until it stops, and returns why and what `ax` holds then.
@@ -130,14 +134,44 @@ const WRITE_ALL: &[u8] = &[
 ];
 
 #[test]
-fn writes_to_the_root_image_change_nothing_and_stop_nobody() {
+fn writes_to_a_mapped_image_change_nothing_and_stop_nobody() {
     let Some(kvm) = kvm() else { return };
+    // The guest's own image is one file; layers are several, the first of which ends within a page.
+    for lengths in [&[2 << 20][..], &[5000, 3 * 4096, 1]] {
+        let places = vmm_protocol::part_offsets(lengths).unwrap();
+        let files: Vec<_> = lengths.iter().map(|length| file_of_sevens(*length)).collect();
+        let guest = Guest::with_image(&kvm, &files.iter().zip(places).collect::<Vec<_>>());
+        assert_eq!(guest.run(&program(WRITE_ALL)), (StopReason::GuestStopped, 7));
+        for (file, length) in files.iter().zip(lengths) {
+            let mut content = vec![0; usize::try_from(*length).unwrap()];
+            file.read_exact_at(&mut content, 0).unwrap();
+            assert!(content.iter().all(|byte| *byte == 7) && file.metadata().unwrap().len() == *length);
+        }
+    }
+}
+
+/// Where real mode reads behind RAM: `mov ax, 0xffff; mov ds, ax; mov al, [0x1010]`.
+const READ_IMAGE: &[u8] = &[0xb8, 0xff, 0xff, 0x8e, 0xd8, 0xa0, 0x10, 0x10];
+
+#[test]
+fn a_mapped_file_that_is_cut_is_told() {
+    let Some(kvm) = kvm() else { return };
+    let file = file_of_sevens(4 * 4096);
+    let guest = Guest::with_image(&kvm, &[(&file, 0..4 * 4096)]);
+    file.set_len(4096).unwrap();
+    let (reason, ax) = guest.run(&program(READ_IMAGE));
+    let reason = match reason {
+        StopReason::Failed(reason) => reason,
+        reason => return println!("SKIPPED: this KVM emulates reads of memory that is gone: {reason:?} {ax:#x}"),
+    };
+    assert!(reason.starts_with("the guest's memory"), "{reason}");
+    assert!(reason.ends_with("cannot be read: a file that is mapped there was cut, or its disk fails"), "{reason}");
+}
+
+fn file_of_sevens(length: u64) -> File {
     let file = tempfile::tempfile().unwrap();
-    file.write_all_at(&[7; 2 << 20], 0).unwrap();
-    assert_eq!(Guest::with_image(&kvm, &file).run(&program(WRITE_ALL)), (StopReason::GuestStopped, 7));
-    let mut content = vec![0; 2 << 20];
-    file.read_exact_at(&mut content, 0).unwrap();
-    assert!(content.iter().all(|byte| *byte == 7), "the file has changed");
+    file.write_all_at(&vec![7; usize::try_from(length).unwrap()], 0).unwrap();
+    file
 }
 
 #[test]

@@ -5,10 +5,10 @@
 //!  1 MiB ──────── RAM, kernel
 //!  3 GiB ──────── PCI windows (nothing else from here to 4 GiB but the interrupt controllers)
 //!  4 GiB ──────── the rest of RAM
-//!  next GiB ───── root image, read-only
+//!  next GiB ───── images, read-only, each at a GiB: the guest's root, and what is attached later
 //! ```
 
-use crate::pci::MMIO_WINDOW;
+use crate::pci::{MMIO_WINDOW, SLOTS};
 use std::ops::Range;
 
 const GIB: u64 = 1 << 30;
@@ -46,9 +46,26 @@ pub fn ram(size: u64) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Where the root image starts.
-pub fn root_image(ram: &[Range<u64>]) -> u64 {
-    ram.last().map_or(0, |range| range.end).max(ABOVE_HOLE).next_multiple_of(GIB)
+/// Addresses for images: the shim attaches no more than RAM, each of at most [`SLOTS`] wastes less than a GiB, and what goes
+/// leaves holes.
+pub fn images(ram: &[Range<u64>]) -> Range<u64> {
+    let start = ram.last().map_or(0, |range| range.end).max(ABOVE_HOLE).next_multiple_of(GIB);
+    let size: u64 = ram.iter().map(|range| range.end - range.start).sum();
+    start..start + 2 * (size.next_multiple_of(GIB) + SLOTS as u64 * GIB)
+}
+
+/// The lowest place for `size` bytes that no image of `taken` has.
+pub fn next_image<'a>(
+    taken: &(impl Iterator<Item = &'a Range<u64>> + Clone),
+    images: &Range<u64>,
+    size: u64,
+) -> Option<Range<u64>> {
+    let ends = taken.clone().map(|range| range.end.next_multiple_of(GIB));
+    let places = ends.chain([images.start]).filter_map(|start| Some(start..start.checked_add(size)?));
+    let fits = |place: &Range<u64>| {
+        place.end <= images.end && taken.clone().all(|range| range.end <= place.start || place.end <= range.start)
+    };
+    places.filter(fits).min_by_key(|place| place.start)
 }
 
 #[cfg(test)]
@@ -61,13 +78,28 @@ mod tests {
             let ranges = ram(size);
             assert_eq!((ranges.len(), &ranges[0]), (1, &(0..size)));
         }
-        assert_eq!(root_image(&ram(64 << 20)), 4 * GIB);
+        assert_eq!(images(&ram(64 << 20)), 4 * GIB..70 * GIB);
+    }
+
+    #[test]
+    fn an_image_takes_the_lowest_place_that_is_free() {
+        let place = |taken: &[Range<u64>], size| {
+            next_image(&taken.iter(), &(4 * GIB..20 * GIB), size).map(|place| place.start / GIB)
+        };
+        assert_eq!(place(&[], 7 * GIB), Some(4));
+        let taken = [4 * GIB..4 * GIB + 1, 7 * GIB..8 * GIB];
+        assert_eq!(place(&taken, 2 * GIB), Some(5));
+        assert_eq!(place(&taken, 3 * GIB), Some(8));
+        assert_eq!(place(&taken[1..], GIB), Some(4));
+        assert_eq!(place(&taken, 12 * GIB), Some(8));
+        assert_eq!(place(&taken, 12 * GIB + 1), None);
+        assert_eq!(place(&taken, u64::MAX), None);
     }
 
     #[test]
     fn the_rest_goes_above_four_gib() {
         let ranges = ram(5 * GIB + (1 << 20));
         assert_eq!(ranges, [0..3 * GIB, 4 * GIB..6 * GIB + (1 << 20)]);
-        assert_eq!(root_image(&ranges), 7 * GIB);
+        assert_eq!(images(&ranges).start, 7 * GIB);
     }
 }

@@ -66,17 +66,7 @@ impl Image {
 
     /// A disk of parts, each of the size that it has now.
     pub fn parts(files: Vec<File>) -> Result<Self, BlockError> {
-        let length = |file: &File| {
-            let metadata = file.metadata().map_err(BlockError::Inspect)?;
-            match access(file)? {
-                _ if !metadata.is_file() => Err(BlockError::PartType),
-                OFlag::O_RDONLY => Ok(metadata.len()),
-                // The guest cannot change what this process cannot.
-                _ => Err(BlockError::PartMode),
-            }
-        };
-        let lengths = files.iter().map(length).collect::<Result<Vec<_>, _>>()?;
-        let places = part_offsets(&lengths).ok_or(BlockError::Parts(lengths.len()))?;
+        let places = layer_places(&files)?;
         Ok(Self::Parts(files.into_iter().zip(places).map(|(file, place)| Part { file, place }).collect()))
     }
 
@@ -229,6 +219,21 @@ fn begin(file: &File, offset: u64, length: usize) -> io::Result<usize> {
 /// A file that ends early was cut while in use.
 fn cut() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
+}
+
+/// Where layers are in the guest's disk or memory, if they can be layers.
+pub fn layer_places(files: &[File]) -> Result<Vec<Range<u64>>, BlockError> {
+    let length = |file: &File| {
+        let metadata = file.metadata().map_err(BlockError::Inspect)?;
+        match access(file)? {
+            _ if !metadata.is_file() => Err(BlockError::PartType),
+            OFlag::O_RDONLY => Ok(metadata.len()),
+            // The guest cannot change what this process cannot.
+            _ => Err(BlockError::PartMode),
+        }
+    };
+    let lengths = files.iter().map(length).collect::<Result<Vec<_>, _>>()?;
+    part_offsets(&lengths).ok_or(BlockError::Parts(lengths.len()))
 }
 
 fn access(file: &File) -> Result<OFlag, BlockError> {

@@ -11,6 +11,8 @@ mod spec;
 mod tests;
 mod worker;
 
+pub use image::layer_places;
+
 use super::device::{DeviceTraits, Resources, StartError, VirtioDevice, read_config_bytes};
 use super::failure::Reporter;
 use super::ring::Ring;

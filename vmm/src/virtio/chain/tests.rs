@@ -3,7 +3,8 @@ use super::*;
 use crate::virtio::testing::Random;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
-use vm_memory::Bytes;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, GuestRegionMmap};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -46,6 +47,21 @@ fn a_descriptor_may_span_adjacent_regions_but_no_hole() {
     for (address, length) in [(end + 0xff0, 32), (end + 0x1000, 1), (u64::MAX, 1), (u64::MAX - 15, 32)] {
         assert_eq!(parse(&memory, &[descriptor(address, length, 0)]).unwrap_err(), ChainError::NotMemory);
     }
+}
+
+#[test]
+fn images_are_sent_and_never_written() {
+    let image = MmapRegionBuilder::new(0x1000).with_mmap_prot(libc::PROT_READ);
+    let image = image.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).build().unwrap();
+    let (start, end) = (2 * MEMORY as u64 + 0x1000, 2 * MEMORY as u64 + 0x2000);
+    let image = GuestRegionMmap::new(image, GuestAddress(start)).unwrap();
+    let memory = memory().insert_region(image.into()).unwrap();
+    assert_eq!(parse(&memory, &[descriptor(start, 0x1000, 0)]).unwrap().readable.len(), 0x1000);
+    parse(&memory, &[descriptor(start - 16, 16, WRITE)]).unwrap();
+    for (address, length) in [(start, 1), (end - 1, 1), (start - 16, 17), (start - 0x1000, 0x2000), (start, 0)] {
+        assert_eq!(parse(&memory, &[descriptor(address, length, WRITE)]).unwrap_err(), ChainError::NotMemory);
+    }
+    assert!(can_be_written(&memory, GuestAddress(0), 1) && !can_be_written(&memory, GuestAddress(u64::MAX), 16));
 }
 
 #[test]

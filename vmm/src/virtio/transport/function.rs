@@ -6,6 +6,7 @@ use super::interrupt::{ConfigChange, ConfigInterrupt, NoInterrupt};
 use super::layout::{self, BAR_SIZE, NOTIFY_MULTIPLIER, Region};
 use super::state::{FunctionState, Position, StateError};
 use crate::pci::{self, ConfigSpace, MMIO_WINDOW, Msix, Vector};
+use crate::virtio::chain::can_be_written;
 use crate::virtio::device::{DeviceTraits, GuestMemory, Interrupt, Resources, RunningQueue, StartError, VirtioDevice};
 use std::io;
 use std::ops::Range;
@@ -311,7 +312,7 @@ impl VirtioDevice for Gone {
     }
 }
 
-/// The queue that the driver described, if all of it lies in guest memory.
+/// The queue that the driver described, if all of it lies in guest memory, where the device can return requests.
 fn checked_queue(
     registers: &QueueRegisters,
     event_index: bool,
@@ -329,7 +330,10 @@ fn checked_queue(
         queue.set_next_used(next_used);
     }
     queue.set_ready(true);
-    queue.is_valid(memory.as_ref()).then_some(queue)
+    // A flags word, an index, 8 bytes for each request, and the index that asks for a kick.
+    let used = 6 + 8 * usize::from(registers.size);
+    let is_valid = queue.is_valid(memory.as_ref());
+    (is_valid && can_be_written(memory, GuestAddress(registers.device), used)).then_some(queue)
 }
 
 impl pci::Function for VirtioFunction {

@@ -1,15 +1,22 @@
 //! Start time and memory: rows of figures, each measured a few times by a call of the node's program (`tests/bench`).
 
+mod budget;
+mod chart;
+mod document;
 mod node;
 mod payload;
-mod report;
+mod result;
+mod row;
 mod sample;
 mod steps;
+mod table;
+mod target;
 
 use crate::run;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use node_vm::Edition;
+use node_vm::{Clock, Edition};
+use result::BenchResult;
 use std::fs;
 use std::path::PathBuf;
 
@@ -27,18 +34,71 @@ pub struct Choice {
     /// A few rounds of the most important rows.
     #[arg(long)]
     quick: bool,
+    /// Fails when a figure of tests/bench/budget.json is more than 5 % above the baseline's.
+    #[arg(long)]
+    budget: bool,
+    /// Measures in the host's time, in a node that uses the host's KVM where there is one.
+    #[arg(long)]
+    wall_clock: bool,
+    /// Where the result goes instead of target/bench/bench.json.
+    #[arg(long)]
+    result: Option<PathBuf>,
 }
 
-pub fn measure(options: &Choice) -> Result<PathBuf> {
-    let steps = steps::chosen(&options.only, options.rounds, options.quick);
+#[derive(Args)]
+pub struct Files {
+    /// Results; where two have the same figure, the later one's is taken.
+    #[arg(required = true)]
+    results: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Comparison {
+    /// The newer result.
+    #[arg(default_value = "target/bench/bench.json")]
+    result: PathBuf,
+    /// The older one.
+    #[arg(long, default_value = "tests/bench/baseline.json")]
+    baseline: PathBuf,
+}
+
+/// Measures, prints the table, and returns the path of the result.
+pub fn measure(choice: &Choice) -> Result<PathBuf> {
+    let steps = steps::chosen(&choice.only, choice.rounds, choice.quick);
     ensure!(!steps.is_empty(), "there is no such measurement; all are: {}", steps::names());
     let directory = run::workspace().join("target/bench");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let payload = payload::make()?;
-    let measured = node::measure(options.edition, &steps, &payload, &directory)?;
-    let report = report::Report::new(options.edition, options.quick, &measured);
-    let path = directory.join("bench.json");
-    fs::write(&path, report.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
-    print!("{}", report.to_text());
+    let payload = payload::make(steps.iter().any(|step| step.compared))?;
+    let clock = if choice.wall_clock { Clock::Wall } else { Clock::Instructions };
+    let measured = node::measure(choice.edition, clock, &steps, &payload, &directory)?;
+    let result = BenchResult::new(clock, choice.edition, choice.quick, measured);
+    let path = choice.result.clone().unwrap_or_else(|| directory.join("bench.json"));
+    result.write(&path)?;
+    let targets = target::read()?;
+    print!("{}\n{}", table::table(&result, &targets), table::remarks(&result, &targets));
+    if choice.budget {
+        budget::check(&result)?;
+    }
     Ok(path)
+}
+
+/// Writes docs/performance.md, its charts and the baseline.
+pub fn document(files: &Files) -> Result<PathBuf> {
+    let mut results = files.results.iter().map(|file| BenchResult::read(file));
+    let mut all = results.next().context("there is no result")??;
+    for result in results {
+        all.update(result?);
+    }
+    document::write(&all)?;
+    let baseline = run::workspace().join("tests/bench/baseline.json");
+    all.write(&baseline)?;
+    Ok(baseline)
+}
+
+/// Prints ratios, and returns the path of the newer result.
+pub fn compare(comparison: &Comparison) -> Result<PathBuf> {
+    let old = BenchResult::read(&comparison.baseline)?;
+    let new = BenchResult::read(&comparison.result)?;
+    print!("{}", table::comparison(&old, &new));
+    Ok(comparison.result.clone())
 }

@@ -18,7 +18,13 @@ const NODES: u32 = 4;
 /// How often a step may fail before it is left without a figure.
 const TRIES: u32 = 6;
 
+/// Of the emulator's time: a second of the node's takes up to 50 of it.
+const LONGEST_SILENCE: Duration = Duration::from_secs(400);
+
 const PREPARE: Duration = Duration::from_secs(300);
+
+/// Seconds of the node's clock.
+const CLEAN_LIMIT: u32 = 60;
 
 /// In the node.
 const PROGRAM: &str = "/run/bench/bench";
@@ -36,14 +42,20 @@ impl Progress {
     }
 }
 
-pub fn measure(edition: Edition, steps: &[Step], payload: &Payload, directory: &Path) -> Result<Measured> {
+pub fn measure(
+    edition: Edition,
+    clock: Clock,
+    steps: &[Step],
+    payload: &Payload,
+    directory: &Path,
+) -> Result<Measured> {
     let mut progress: Vec<Progress> =
         steps.iter().map(|&step| Progress { step, left: step.rounds, failures: 0 }).collect();
     let mut measured = Measured::default();
     while measured.nodes < NODES && progress.iter().any(Progress::open) {
         measured.nodes += 1;
         let started = Instant::now();
-        let node = start(edition, payload, directory);
+        let node = start(edition, clock, payload, directory);
         let end = node.and_then(|node| run_node(node, started, &mut progress, &mut measured));
         if let Err(error) = end {
             eprintln!("bench: a node is given up: {error:#}");
@@ -52,27 +64,43 @@ pub fn measure(edition: Edition, steps: &[Step], payload: &Payload, directory: &
     Ok(measured)
 }
 
-fn start(edition: Edition, payload: &Payload, directory: &Path) -> Result<NodeVm> {
-    let builder = Builder::new(node_image::seeded(edition)?).clock(Clock::Instructions);
-    let builder = builder.share("bench", payload.files()).share("qemu", &payload.qemu);
+fn start(edition: Edition, clock: Clock, payload: &Payload, directory: &Path) -> Result<NodeVm> {
+    let builder = Builder::new(node_image::seeded(edition)?).clock(clock).longest_silence(LONGEST_SILENCE);
+    let mut builder = builder.share("bench", payload.files());
+    if let Some(qemu) = &payload.qemu {
+        builder = builder.share("qemu", qemu);
+    }
     let mut node = builder.artifacts(directory.join("node")).start()?;
     eprintln!("bench: a node is up after {:.0} s", node.uptime().as_secs_f64());
-    let prepare = include_str!("../../../../tests/bench/prepare");
-    let code = node.run(prepare, PREPARE, &mut std::io::stderr())?;
-    ensure!(code == 0, "tests/bench/prepare failed with exit code {code}");
+    run_script(&mut node, "prepare", include_str!("../../../../tests/bench/prepare"))?;
     Ok(node)
+}
+
+/// One of `tests/bench`.
+fn run_script(node: &mut NodeVm, name: &str, script: &str) -> Result<()> {
+    let code = node.run(script, PREPARE, &mut std::io::stderr()).context(name.to_owned())?;
+    ensure!(code == 0, "tests/bench/{name} failed with exit code {code}");
+    Ok(())
 }
 
 /// An error means that this node is of no more use.
 fn run_node(mut node: NodeVm, started: Instant, progress: &mut [Progress], measured: &mut Measured) -> Result<()> {
-    for stage in [Stage::Programs] {
-        // The first call reads what later ones find in the node's memory.
-        for part in progress.iter_mut().filter(|part| part.step.stage == stage && part.open()) {
-            call(&mut node, started, part, true, measured)?;
+    let mut containerd = false;
+    for stage in Stage::ALL {
+        let due = |part: &&mut Progress| part.step.stage == stage && part.open();
+        if stage != Stage::Programs && !containerd && progress.iter_mut().any(|part| due(&part)) {
+            run_script(&mut node, "prepare-pods", include_str!("../../../../tests/bench/prepare-pods"))?;
+            containerd = true;
+        }
+        if stage != Stage::Memory {
+            // The first call reads what later ones find in the node's memory.
+            for part in progress.iter_mut().filter(due) {
+                call(&mut node, started, part, true, measured)?;
+            }
         }
         // Contenders take turns, so that a node that changes with time changes for all.
-        while progress.iter().any(|part| part.step.stage == stage && part.open()) {
-            for part in progress.iter_mut().filter(|part| part.step.stage == stage && part.open()) {
+        while progress.iter_mut().any(|part| due(&part)) {
+            for part in progress.iter_mut().filter(due) {
                 call(&mut node, started, part, false, measured)?;
             }
         }
@@ -87,8 +115,9 @@ fn call(
     warm_up: bool,
     measured: &mut Measured,
 ) -> Result<()> {
-    let Progress { step, .. } = *part;
+    let step = part.step;
     let name = step.name();
+    let failures = part.failures;
     let mut output = Vec::new();
     // Its whole process group ends with it, and so do its guests.
     let script = format!("timeout -s KILL {} {PROGRAM} {name} 2>&1", step.limit);
@@ -107,7 +136,7 @@ fn call(
         }
     };
     let samples = parse(&output, step.contender);
-    if code == 0 && !samples.is_empty() {
+    if code == 0 {
         let told: Vec<String> = samples.iter().map(|sample| format!("{} {}", sample.row, sample.value)).collect();
         let kind = if warm_up { " (first call, not counted)" } else { "" };
         eprintln!("bench: {:4} s {name}: {}{kind}", started.elapsed().as_secs(), told.join(", "));
@@ -120,6 +149,17 @@ fn call(
     } else {
         fail(format!("exit code {code}: {}", output.lines().last().unwrap_or_default().trim()));
     }
+    if part.failures > failures && step.stage != Stage::Programs {
+        clean(node)?;
+    }
+    Ok(())
+}
+
+/// Removes pods that a failed call left.
+fn clean(node: &mut NodeVm) -> Result<()> {
+    let script = format!("timeout -s KILL {CLEAN_LIMIT} {PROGRAM} clean");
+    let code = node.run(&script, PREPARE, &mut std::io::stderr()).context("removing pods")?;
+    ensure!(code == 0, "pods of a failed measurement cannot be removed");
     Ok(())
 }
 

@@ -18,7 +18,7 @@ const ALIGNMENT: u64 = 2 << 20;
 #[derive(Debug)]
 pub struct Payload {
     /// A Debian root.
-    pub qemu: PathBuf,
+    pub qemu: Option<PathBuf>,
     files: TempDir,
 }
 
@@ -26,26 +26,29 @@ impl Payload {
     pub fn files(&self) -> &Path {
         self.files.path()
     }
+
+    fn add(&self, name: &str, from: &Path) -> Result<()> {
+        let copied = fs::copy(from, self.files().join(name));
+        copied.map(drop).with_context(|| format!("cannot copy {}", from.display()))
+    }
 }
 
-pub fn make() -> Result<Payload> {
-    let qemu = images::tools()?;
-    let bundle = dist::bundle()?.directory;
+/// `compared`: with what the comparison of VMMs takes.
+pub fn make(compared: bool) -> Result<Payload> {
+    let qemu = if compared { Some(images::tools()?) } else { None };
+    let dist::Bundle { archive, directory: bundle } = dist::bundle()?;
     let programs = dist::bench_programs()?;
-    let files = tempfile::Builder::new().prefix("bench-").tempdir_in("/var/tmp")?;
-    let sources = [
-        ("bench", programs.join("bench")),
-        ("bulkhead-vmm", bundle.join("bin/bulkhead-vmm")),
-        ("vmlinux", bundle.join("share/vmlinux")),
-        ("guest.erofs", bundle.join("share/guest.erofs")),
-        ("vmlinux-bench", kernel::bench_vmlinux()?),
-        ("init.erofs", init_image(&programs.join("bench-init"))?),
-    ];
-    for (name, from) in sources {
-        let copied = fs::copy(&from, files.path().join(name));
-        copied.with_context(|| format!("cannot copy {}", from.display()))?;
+    let payload = Payload { qemu, files: tempfile::Builder::new().prefix("bench-").tempdir_in("/var/tmp")? };
+    payload.add("bench", &programs.join("bench"))?;
+    payload.add("bulkhead.tar.gz", &archive)?;
+    payload.add("bulkhead-vmm", &bundle.join("bin/bulkhead-vmm"))?;
+    payload.add("vmlinux", &bundle.join("share/vmlinux"))?;
+    payload.add("guest.erofs", &bundle.join("share/guest.erofs"))?;
+    if compared {
+        payload.add("vmlinux-bench", &kernel::bench_vmlinux()?)?;
+        payload.add("init.erofs", &init_image(&programs.join("bench-init"))?)?;
     }
-    Ok(Payload { qemu, files })
+    Ok(payload)
 }
 
 /// A root image with nothing but an init.

@@ -1,7 +1,7 @@
 //! Figures as the node's program prints them, and what did not come to a figure.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 /// One figure.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +12,7 @@ pub struct Sample {
 }
 
 /// A call that did not do its work within its limits.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
     pub step: String,
     pub reason: String,
@@ -49,20 +49,11 @@ impl Measured {
         }
         rows
     }
-
-    /// How often each step failed, and how.
-    pub fn troubles(&self) -> BTreeMap<(&str, &str), usize> {
-        let mut counts = BTreeMap::new();
-        for failure in &self.failures {
-            *counts.entry((failure.step.as_str(), failure.reason.as_str())).or_default() += 1;
-        }
-        counts
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Failure, Measured, Sample, parse};
+    use super::{Measured, Sample, parse};
 
     #[test]
     fn figures_stand_among_other_lines() {
@@ -72,15 +63,10 @@ mod tests {
     }
 
     #[test]
-    fn values_and_failures_are_gathered() {
+    fn values_are_gathered_by_row() {
         let sample = |row: &str, value| Sample { row: row.to_owned(), contender: "c".to_owned(), value };
-        let failure = Failure { step: "s".to_owned(), reason: "it hung".to_owned() };
-        let measured = Measured {
-            samples: vec![sample("b", 1.0), sample("a", 2.0), sample("b", 3.0)],
-            failures: vec![failure.clone(), failure],
-            nodes: 1,
-        };
+        let measured =
+            Measured { samples: vec![sample("b", 1.0), sample("a", 2.0), sample("b", 3.0)], ..Measured::default() };
         assert_eq!(measured.values(), [("b", "c", vec![1.0, 3.0]), ("a", "c", vec![2.0])]);
-        assert_eq!(measured.troubles().into_iter().collect::<Vec<_>>(), [(("s", "it hung"), 2)]);
     }
 }

@@ -7,6 +7,14 @@ use std::time::Duration;
 pub enum Stage {
     /// Programs alone; containerd does not run.
     Programs,
+    /// Pods of containerd, one after the other.
+    Pods,
+    /// What changes what the node has in memory: nothing is timed any more.
+    Memory,
+}
+
+impl Stage {
+    pub const ALL: [Self; 3] = [Self::Programs, Self::Pods, Self::Memory];
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +22,8 @@ pub struct Step {
     pub stage: Stage,
     pub measurement: &'static str,
     pub contender: &'static str,
+    /// Whether it takes QEMU, or the kernel that runs on both VMMs: minutes to make.
+    pub compared: bool,
     /// How often it is measured; once more before that, for the node's caches.
     pub rounds: u32,
     /// The same of a quick run; 0 leaves it out.
@@ -27,11 +37,77 @@ pub struct Step {
 /// A VMM and a guest alone. They take a fifth of a second.
 const fn program(measurement: &'static str, contender: &'static str) -> Step {
     let deadline = Duration::from_secs(120);
-    Step { stage: Stage::Programs, measurement, contender, rounds: 5, quick_rounds: 2, limit: 5, deadline }
+    Step {
+        stage: Stage::Programs,
+        measurement,
+        contender,
+        compared: false,
+        rounds: 5,
+        quick_rounds: 2,
+        limit: 5,
+        deadline,
+    }
 }
 
-const STEPS: &[Step] =
-    &[program("vmm-init", "bulkhead"), program("vmm-init", "qemu"), program("vmm-agent", "bulkhead")];
+/// A pod from its start to its end takes seconds, most of them pauses.
+const fn pod(measurement: &'static str, contender: &'static str) -> Step {
+    let deadline = Duration::from_secs(300);
+    Step {
+        stage: Stage::Pods,
+        measurement,
+        contender,
+        compared: false,
+        rounds: 7,
+        quick_rounds: 3,
+        limit: 30,
+        deadline,
+    }
+}
+
+/// Pods at once, which are started one after the other.
+const fn pods(measurement: &'static str, contender: &'static str, limit: u32) -> Step {
+    let deadline = Duration::from_secs(30 * limit as u64);
+    Step { stage: Stage::Pods, measurement, contender, compared: false, rounds: 1, quick_rounds: 0, limit, deadline }
+}
+
+impl Step {
+    const fn rounds(self, rounds: u32, quick_rounds: u32) -> Self {
+        Self { rounds, quick_rounds, ..self }
+    }
+
+    const fn compared(self) -> Self {
+        Self { compared: true, ..self }
+    }
+
+    const fn stage(self, stage: Stage) -> Self {
+        Self { stage, ..self }
+    }
+}
+
+const STEPS: &[Step] = &[
+    program("vmm-init", "bulkhead-cold").compared(),
+    program("vmm-init", "qemu").compared(),
+    program("vmm-agent", "bulkhead-cold"),
+    program("exits", "bulkhead-cold").compared().rounds(3, 1),
+    program("exits", "qemu").compared().rounds(3, 0),
+    program("trace", "bulkhead-cold").rounds(1, 0),
+    pod("pod", "bulkhead-cold"),
+    pod("pod", "runc"),
+    pod("phases", "bulkhead-cold").rounds(3, 0),
+    pod("phases", "runc").rounds(3, 0),
+    pod("syscalls", "bulkhead-cold").rounds(3, 0),
+    pod("syscalls", "runc").rounds(3, 0),
+    pod("network", "bulkhead-cold").rounds(3, 0),
+    pod("network", "runc").rounds(3, 0),
+    pods("memory", "bulkhead-cold", 120).rounds(3, 1).stage(Stage::Memory),
+    pods("memory", "runc", 120).rounds(3, 0).stage(Stage::Memory),
+    pods("density", "bulkhead-cold", 600).stage(Stage::Memory),
+    pods("density", "runc", 900).stage(Stage::Memory),
+    pods("idle", "bulkhead-cold", 300).stage(Stage::Memory),
+    pods("idle", "runc", 300).stage(Stage::Memory),
+    pods("churn", "bulkhead-cold", 400).stage(Stage::Memory),
+    pods("churn", "runc", 400).stage(Stage::Memory),
+];
 
 impl Step {
     pub fn name(&self) -> String {
@@ -63,7 +139,7 @@ mod tests {
             let parts: Vec<String> = parts.iter().map(|&part| part.to_owned()).collect();
             chosen(&parts, None, false).iter().map(super::Step::name).collect::<Vec<_>>()
         };
-        assert_eq!(names(&["vmm-init qemu", "agent"]), ["vmm-init qemu", "vmm-agent bulkhead"]);
+        assert_eq!(names(&["vmm-init qemu", "agent"]), ["vmm-init qemu", "vmm-agent bulkhead-cold"]);
         assert_eq!(names(&[]).len(), STEPS.len());
         assert_eq!(chosen(&["agent".to_owned()], Some(3), true)[0].rounds, 3);
     }

@@ -84,7 +84,7 @@ fn snapshots() -> Vec<PathBuf> {
 }
 
 /// A layer's file that is cut, elsewhere, or a directory until this is dropped.
-struct Changed {
+pub struct Changed {
     path: PathBuf,
     length: u64,
     /// What was cut off.
@@ -99,10 +99,14 @@ impl Changed {
     }
 
     fn cut(path: &Path) -> Self {
+        Self::cut_to(path, fs::metadata(path).expect("the layer").len() / 2)
+    }
+
+    pub fn cut_to(path: &Path, length: u64) -> Self {
         let mut layer = Self::new(path);
         layer.rest = Some(fs::read(path).expect("the layer"));
         let file = fs::File::options().write(true).open(path).expect("the layer can be cut");
-        file.set_len(layer.length / 2).expect("the layer is cut");
+        file.set_len(length).expect("the layer is cut");
         layer
     }
 

@@ -1,5 +1,6 @@
 //! A guest that does everything to write to its image's layers changes nothing on the node.
 
+use super::access::Access;
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use e2e::task_api::{Task, erofs, mount};
 use e2e::{DEBIAN, run};
@@ -8,7 +9,7 @@ use std::fs;
 /// The ways, and what they print.
 const WAYS: &str = include_str!("../../../programs/layer_writes.py");
 
-/// Ways per device, of which there are the guest's own image, the disk of layers and its two parts.
+/// Ways per device, of which there are the guest's own image, the disk or memory of layers and its two parts.
 const MANY: usize = 2 * 9 + 2 * 8;
 
 const GUEST_IMAGE: &str = "/opt/bulkhead/share/guest.erofs";
@@ -46,15 +47,18 @@ fn a_guest_cannot_change_a_layer() {
     };
     let (files, expected) = (digests(), reads("before"));
 
-    let hostile = Task::new("hostile").privileged().command(&["/usr/bin/python3", "-c", WAYS]).run(&stack("hostile"));
-    let printed = hostile.stdout();
-    assert_eq!(hostile.code, 0, "{printed}{}", hostile.stderr());
-    let count = |word: &str| printed.lines().filter(|line| line.split(' ').next() == Some(word)).count();
-    assert!(count("tried") >= MANY, "{printed}");
-    assert_eq!((count("same"), count("CHANGED")), (2, 0), "{printed}");
-    assert!(printed.contains("tried pmem0 ") && printed.contains("tried vd"), "{printed}");
-
-    assert_eq!(digests(), files, "a file of the node has changed: {printed}");
+    for (access, name, disk) in [(Access::Memory, "memory", "tried pmem1 "), (Access::Disk, "disk", "tried vd")] {
+        let task = Task::new(name).privileged().command(&["/usr/bin/python3", "-c", WAYS]);
+        let _config = access.of_pods();
+        let hostile = task.run(&stack(name));
+        let printed = hostile.stdout();
+        assert_eq!(hostile.code, 0, "{printed}{}", hostile.stderr());
+        let count = |word: &str| printed.lines().filter(|line| line.split(' ').next() == Some(word)).count();
+        assert!(count("tried") >= MANY, "{printed}");
+        assert_eq!((count("same"), count("CHANGED")), (2, 0), "{printed}");
+        assert!(printed.contains("tried pmem0 ") && printed.contains(disk), "{printed}");
+        assert_eq!(digests(), files, "a file of the node has changed: {printed}");
+    }
     assert_eq!(reads("after"), expected, "another pod of the image reads something else");
     fs::remove_dir_all(&place).ok();
     assert_nothing_left_since(&before);

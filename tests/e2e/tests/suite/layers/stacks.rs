@@ -1,6 +1,7 @@
 //! The mounts that containerd 2.2 and later give for image layers: it mounts nothing of them, and the shim makes disks of the
 //! files. No node has that containerd: the shim is asked as it would ask.
 
+use super::access::Access;
 use e2e::leaks::{Traces, assert_nothing_left_since};
 use e2e::task_api::{Mount, Task, erofs, mount};
 use e2e::{BUSYBOX, run};
@@ -22,15 +23,26 @@ const SCRIPT: &str =
     "cat /second; test ! -e /etc/gone && echo whiteout; echo kept > /etc/kept; cat /etc/kept; ls / | wc -l";
 
 #[test]
+fn stacks_of_mounts_become_memory() {
+    stacks_of_mounts_become(Access::Memory);
+}
+
+#[test]
+#[ignore = "`make test-long`"]
 fn stacks_of_mounts_become_disks() {
+    stacks_of_mounts_become(Access::Disk);
+}
+
+fn stacks_of_mounts_become(access: Access) {
     let before = Traces::now();
+    let config = access.of_pods();
     let files = Files::new();
     let expected = files.a_container_writes_to_its_image();
     files.or_to_its_snapshots_directory(&expected);
     files.a_merged_image_is_one_layer(&expected);
     files.an_image_without_layers_is_what_is_written();
     files.what_no_disk_can_be_is_refused();
-    drop(files);
+    drop((files, config));
     assert_nothing_left_since(&before);
 }
 

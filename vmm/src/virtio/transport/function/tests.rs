@@ -4,7 +4,8 @@ use super::*;
 use crate::pci::Function;
 use crate::virtio::device::{DeviceTraits, StartError};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
 #[derive(Clone, Debug, Default)]
 struct Log(Arc<Mutex<Vec<&'static str>>>);
@@ -92,8 +93,15 @@ const STATUS: u64 = 20;
 const ISR: u64 = 0x1000;
 const NOTIFY: u64 = 0x3000;
 
+/// Of memory that can only be read.
+const IMAGE: u64 = 2 << 20;
+
 fn bench_that(fails: bool) -> Bench {
-    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let image = MmapRegionBuilder::new(1 << 20).with_mmap_prot(libc::PROT_READ);
+    let image = image.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).build().unwrap();
+    let image = GuestRegionMmap::new(image, GuestAddress(IMAGE)).unwrap();
+    let memory = Arc::new(memory.insert_region(Arc::new(image)).unwrap());
     let attention = Arc::new(Attention::new().unwrap());
     let log = Log::default();
     let resources = Arc::default();
@@ -170,6 +178,7 @@ fn queues_that_do_not_lie_in_guest_memory_never_reach_the_device() {
         (0x1001, 0x2000, 0x3000),
         (0x1000, 0x2001, 0x3000),
         (0x1000, 0x2000, 0x3002),
+        (0x1000, 0x2000, IMAGE),
     ] {
         let bench = bench_that(false);
         bench.drive(descriptors, driver, device);

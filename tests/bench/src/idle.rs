@@ -1,0 +1,98 @@
+//! Many pods: what they cost while nothing happens, and pods that come and go.
+
+use crate::sample::{tell, tell_time};
+use crate::{memory, pods};
+use anyhow::{Context, Result};
+use e2e::cri::Pod;
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+const PODS: u32 = 40;
+
+const STARTS: u32 = 100;
+
+/// What pods are given, in bytes.
+const ROOM: f64 = 512.0 * memory::MIB;
+
+/// When the node has no more than this, it is full: the kernel would begin to end processes.
+const FULL: f64 = 32.0 * memory::MIB;
+
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// How long idle pods are watched.
+const WATCHED: Duration = Duration::from_secs(20);
+
+/// Pods that fit into what is left when most of the node's memory is taken.
+pub fn density(handler: &str) -> Result<()> {
+    drop(pods::start(handler)?);
+    let ballast = Ballast::new(memory::available()? - ROOM)?;
+    let mut pods: Vec<Pod> = Vec::new();
+    while memory::available()? > FULL {
+        pods.push(pods::start(handler)?);
+    }
+    tell("density", f64::from(u32::try_from(pods.len())?));
+    drop(pods);
+    drop(ballast);
+    Ok(())
+}
+
+/// Bytes of the node's memory that nobody else gets.
+struct Ballast(PathBuf);
+
+impl Ballast {
+    fn new(bytes: f64) -> Result<Self> {
+        let ballast = Self("/dev/shm/ballast".into());
+        let mut file = fs::File::create(&ballast.0)?;
+        let block = vec![1; 1 << 20];
+        let mut left = bytes;
+        while left > 0.0 {
+            file.write_all(&block)?;
+            left -= memory::MIB;
+        }
+        Ok(ballast)
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).ok();
+    }
+}
+
+/// Busy time of the node's processors with 40 pods, in per cent of one, less what it is without.
+pub fn processor(handler: &str) -> Result<()> {
+    let alone = busy()?;
+    let pods: Vec<Pod> = (0..PODS).map(|_| pods::start(handler)).collect::<Result<_>>()?;
+    tell("idle-processor", (busy()? - alone).max(f64::MIN_POSITIVE));
+    drop(pods);
+    Ok(())
+}
+
+/// The average time of a pod's start and removal, over many.
+pub fn churn(handler: &str) -> Result<()> {
+    let start = Instant::now();
+    for _ in 0..STARTS {
+        let pod = pods::start(handler)?;
+        pod.stop()?;
+        pod.remove()?;
+    }
+    tell_time("churn", start.elapsed() / STARTS);
+    Ok(())
+}
+
+/// Per cent of one processor over some time. `/proc/uptime` counts idle time in hundredths of a second.
+fn busy() -> Result<f64> {
+    std::thread::sleep(SETTLE);
+    let (start, before) = (Instant::now(), idle()?);
+    std::thread::sleep(WATCHED);
+    let (time, idle) = (start.elapsed().as_secs_f64(), idle()? - before);
+    let processors = f64::from(u32::try_from(std::thread::available_parallelism()?.get())?);
+    Ok((time * processors - idle) / time * 100.0)
+}
+
+fn idle() -> Result<f64> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    text.split_whitespace().nth(1).and_then(|seconds| seconds.parse().ok()).context("no idle time in /proc/uptime")
+}

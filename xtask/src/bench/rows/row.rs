@@ -1,0 +1,59 @@
+//! The rows of the table, as data: what each figure is, in which unit, and whose there are.
+
+pub struct Row {
+    /// As the node's program says it.
+    pub name: &'static str,
+    pub title: &'static str,
+    pub unit: &'static str,
+}
+
+const fn row(name: &'static str, title: &'static str, unit: &'static str) -> Row {
+    Row { name, title, unit }
+}
+
+pub const ROWS: &[Row] = &[
+    row("vmm-init", "VMM start to guest init, same kernel and init", "s"),
+    row("vmm-agent", "VMM start to the agent's first answer", "s"),
+    row("exits", "exits from the guest until its init", "exits"),
+    row("exits-page", "of them: page faults", "exits"),
+    row("exits-port", "of them: I/O ports", "exits"),
+    row("exits-msr", "of them: model specific registers", "exits"),
+    row("exits-cpuid", "of them: CPUID", "exits"),
+    row("exits-halt", "of them: halted", "exits"),
+    row("exits-other", "of them: others", "exits"),
+    row("pod-run", "RunPodSandbox", "s"),
+    row("pod-create", "CreateContainer", "s"),
+    row("pod-start", "StartContainer", "s"),
+    row("pod-ready", "the three together", "s"),
+    row("phase-containerd", "from the request to the shim's program", "s"),
+    row("phase-shim", "from there to the VMM's or runc's", "s"),
+    row("phase-sandbox", "from there to the sandbox", "s"),
+    row("phase-create", "from there to the created container", "s"),
+    row("phase-start", "from there to the running one", "s"),
+    row("syscalls", "system calls of the node while a pod starts", "calls"),
+    row("exec", "ExecSync of `true`", "s"),
+    row("pod-stop", "StopPodSandbox", "s"),
+    row("pod-remove", "RemovePodSandbox", "s"),
+    row("pod-gone", "the two together", "s"),
+    row("memory-per-pod", "node's memory for an idle pod", "MiB"),
+    row("pss-shim", "share of the shim (Pss)", "MiB"),
+    row("pss-vmm", "share of the VMM with its guest (Pss)", "MiB"),
+    row("pss-file-server", "share of the file server (Pss)", "MiB"),
+    row("pss-container", "share of the container's process (Pss)", "MiB"),
+    row("vmm-private", "VMM's own memory besides its guest's", "MiB"),
+    row("density", "idle pods in 512 MiB", "pods"),
+    row("idle-processor", "processor of 40 idle pods", "% of one"),
+    row("churn", "start and removal of a pod, 100 in a row", "s"),
+    row("network-up", "TCP from a pod to one of runc", "ns/byte"),
+    row("network-down", "TCP from a pod of runc", "ns/byte"),
+    row("network-datagrams", "datagrams of 64 bytes that arrive at a pod of runc", "1/s"),
+    row("network-latency", "ping there and back", "ms"),
+];
+
+/// In the order of the table's columns.
+pub const CONTENDERS: [&str; 4] = ["bulkhead-cold", "bulkhead-template", "runc", "qemu"];
+
+/// Empty for a row that is not in the table.
+pub fn unit(name: &str) -> &'static str {
+    ROWS.iter().find(|row| row.name == name).map_or("", |row| row.unit)
+}
