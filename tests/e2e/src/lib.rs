@@ -3,7 +3,6 @@
 
 pub mod cni;
 pub mod container;
-pub mod containerd_log;
 pub mod cri;
 pub mod leaks;
 pub mod log;

@@ -2,7 +2,6 @@
 //! line, and the pod can be removed.
 
 use e2e::container::ctr;
-use e2e::containerd_log::ContainerdLog;
 use e2e::cri::messages::Device;
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};

@@ -1,6 +1,6 @@
 //! Pods that are made from a machine that has booted already, and pods whose template does not work.
 
-use e2e::containerd_log::ContainerdLog;
+use e2e::log::ContainerdLog;
 use e2e::node_config::NodeConfig;
 use e2e::vmm::Vmm;
 use e2e::{BUSYBOX, Container, FOREVER};
