@@ -8,7 +8,7 @@
 //! Devices stop before vCPUs are read, since their last interrupts go into local APICs. A machine that was saved is spent.
 
 use super::setup::{MachineError, Parts, create_vm, kvm, root_length, supported_cpuid};
-use super::{AttachError, Machine, memory};
+use super::{AttachError, Machine, Vm, memory};
 use crate::machine::regions::Regions;
 use crate::machine::x86_64::{cpuid, layout};
 use crate::snapshot::codec::{self, CodecError};
@@ -18,8 +18,8 @@ use crate::snapshot::state::MachineState;
 use crate::snapshot::vcpu::{VcpuError, VcpuState};
 use crate::snapshot::vm::{VmError, VmState};
 use crate::virtio::transport::StateError;
-use kvm_bindings::CpuId;
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -114,16 +114,12 @@ impl Machine {
             vcpus.into_iter().map(PausableVcpu::pause).collect::<Result<_, _>>().map_err(SnapshotError::Stopped)?;
         self.service();
         let functions = self.functions.values().map(|function| function.save()).collect::<Result<_, _>>()?;
-        let supported = supported_cpuid(&kvm)?;
-        let tsc_deadline = kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
-        let read = |(id, vcpu)| {
-            let entries = cpuid::normalize(&supported, cpuid::Processor { id, count: self.processors }, tsc_deadline);
-            VcpuState::read(&kvm, &self.doorbells.0, vcpu, entries)
-        };
+        let told = told(&kvm, self.processors)?;
+        let read = |(vcpu, cpuid)| VcpuState::read(&kvm, &self.doorbells.0, vcpu, cpuid);
         let content = MachineState {
             memory_mib,
             root_image: self.root_image.clone(),
-            vcpus: (0..).zip(&vcpus).map(read).collect::<Result<_, _>>()?,
+            vcpus: vcpus.iter().zip(told).map(read).collect::<Result<_, _>>()?,
             vm: VmState::read(&self.doorbells.0)?,
             bus_address: self.bus.address(),
             functions,
@@ -148,26 +144,7 @@ impl Machine {
         if root_image != state.root_image {
             return Err(SnapshotError::RootImage);
         }
-        let supported = supported_cpuid(&resources.kvm)?;
-        let tsc_deadline = resources.kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
-        let count = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
-        let mut vcpus = Vec::new();
-        for (id, _) in (0..).zip(&state.vcpus) {
-            let entries = cpuid::normalize(&supported, cpuid::Processor { id, count }, tsc_deadline);
-            if entries != state.vcpus[usize::from(id)].cpuid {
-                return Err(VcpuError::Processor.into());
-            }
-            let cpuid = CpuId::from_entries(&entries);
-            let cpuid = cpuid.map_err(|_| MachineError::Kvm("hold the CPUID", kvm_ioctls::Error::new(libc::E2BIG)))?;
-            let vcpu = kvm("create a vCPU", vm.create_vcpu(u64::from(id)))?;
-            kvm("set the CPUID", vcpu.set_cpuid2(&cpuid))?;
-            vcpus.push(vcpu);
-        }
-        state.vm.write(&vm)?;
-        for (vcpu, saved) in vcpus.iter().zip(&state.vcpus) {
-            saved.write(vcpu)?;
-        }
-
+        let vcpus = vcpus(&resources.kvm, &vm, state)?;
         let parts = Parts {
             vm: Arc::clone(&vm),
             vcpus,
@@ -176,24 +153,58 @@ impl Machine {
             root_image,
             console: resources.console,
             debug_serial: false,
-            processors: count,
+            processors: u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX),
         };
         let machine = Self::assemble(parts)?;
-        if machine.functions.len() != state.functions.len() {
-            return Err(SnapshotError::Devices);
-        }
-        for saved in &state.functions {
-            let function = machine.functions.get(&saved.slot).ok_or(SnapshotError::Devices)?;
-            function.restore(saved, &machine.doorbells)?;
-        }
-        machine.bus.set_address(state.bus_address);
-        machine.interrupts.apply().map_err(|error| MachineError::Device(AttachError::Interrupts(error)))?;
-        for function in machine.functions.values() {
-            function.wake().map_err(SnapshotError::Wake)?;
-        }
+        machine.restore_devices(state)?;
         state.vm.continue_clock(&vm)?;
         Ok(machine)
     }
+
+    /// Starts the devices where they were, once their interrupts have somewhere to go.
+    fn restore_devices(&self, state: &MachineState) -> Result<(), SnapshotError> {
+        if self.functions.len() != state.functions.len() {
+            return Err(SnapshotError::Devices);
+        }
+        // Both in the order of slots; each looks whether it is the saved one.
+        for (function, saved) in self.functions.values().zip(&state.functions) {
+            function.restore(saved, &self.doorbells)?;
+        }
+        self.bus.set_address(state.bus_address);
+        self.interrupts.apply().map_err(|error| MachineError::Device(AttachError::Interrupts(error)))?;
+        for function in self.functions.values() {
+            function.wake().map_err(SnapshotError::Wake)?;
+        }
+        Ok(())
+    }
+}
+
+/// What each of `count` vCPUs is told that its processor is, on this node.
+fn told(kvm_device: &Kvm, count: u8) -> Result<Vec<Vec<kvm_cpuid_entry2>>, MachineError> {
+    let supported = supported_cpuid(kvm_device)?;
+    let tsc_deadline = kvm_device.check_extension(Cap::TscDeadlineTimer);
+    Ok((0..count).map(|id| cpuid::normalize(&supported, cpuid::Processor { id, count }, tsc_deadline)).collect())
+}
+
+/// New vCPUs in the saved state, on a node whose processor is the saved one's.
+fn vcpus(kvm_device: &Kvm, vm: &Vm, state: &MachineState) -> Result<Vec<VcpuFd>, SnapshotError> {
+    let count = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
+    let mut vcpus = Vec::new();
+    for ((id, saved), told) in (0..).zip(&state.vcpus).zip(told(kvm_device, count)?) {
+        if told != saved.cpuid {
+            return Err(VcpuError::Processor.into());
+        }
+        let cpuid = CpuId::from_entries(&told);
+        let cpuid = cpuid.map_err(|_| MachineError::Kvm("hold the CPUID", kvm_ioctls::Error::new(libc::E2BIG)))?;
+        let vcpu = kvm("create a vCPU", vm.create_vcpu(id))?;
+        kvm("set the CPUID", vcpu.set_cpuid2(&cpuid))?;
+        vcpus.push(vcpu);
+    }
+    state.vm.write(vm)?;
+    for (vcpu, saved) in vcpus.iter().zip(&state.vcpus) {
+        saved.write(vcpu)?;
+    }
+    Ok(vcpus)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::vm::VmState;
 use crate::pci::SLOTS;
 use crate::virtio::transport::FunctionState;
 use std::ops::Range;
-use vmm_protocol::MAX_VCPUS;
+use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
 #[derive(Debug)]
 pub struct MachineState {
@@ -36,13 +36,21 @@ impl Saved for MachineState {
     fn load(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
         let memory_mib = reader.object("the size of memory")?;
         let extents = memory::load_extents(reader)?;
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&memory_mib) {
+            return Err(CodecError::Value("the size of memory"));
+        }
         let [start, end] = reader.object("the root image's place")?;
+        let vm = VmState::load(reader)?;
+        let vcpus = reader.list("the vCPUs", usize::from(MAX_VCPUS), VcpuState::load)?;
+        if vcpus.is_empty() {
+            return Err(CodecError::Value("the vCPUs"));
+        }
         Ok(Self {
             memory_mib,
             extents,
             root_image: start..end,
-            vm: VmState::load(reader)?,
-            vcpus: reader.list("the vCPUs", usize::from(MAX_VCPUS), VcpuState::load)?,
+            vm,
+            vcpus,
             bus_address: reader.object("the selected register")?,
             functions: reader.list("the functions", SLOTS, FunctionState::load)?,
         })

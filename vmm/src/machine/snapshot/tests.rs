@@ -118,6 +118,25 @@ fn another_root_image_or_processor_is_refused() {
 }
 
 #[test]
+fn functions_that_are_missing_or_doubled_are_refused() {
+    let Some(saved) = saved() else { return };
+    type Damage = fn(&mut MachineState);
+    let damages: [Damage; 3] = [
+        |state| drop(state.functions.pop()),
+        |state| state.functions.swap(0, 1),
+        |state| state.functions[1] = state.functions[0].clone(),
+    ];
+    for damage in damages {
+        let mut state = read_state(&saved.state).unwrap();
+        damage(&mut state);
+        let memory = saved.memory.try_clone().unwrap();
+        let resources =
+            RestoreResources { kvm: open_kvm().unwrap(), memory, root_image: image(2 * MIB), console: console() };
+        assert!(Machine::restore(&state, resources).is_err());
+    }
+}
+
+#[test]
 fn a_file_that_is_no_state_is_refused() {
     for length in [0, 10, 4096, 2 * MIB] {
         assert!(matches!(read_state(&image(length)), Err(SnapshotError::Codec(_))), "{length}");
