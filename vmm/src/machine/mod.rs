@@ -4,6 +4,7 @@ mod devices;
 mod exits;
 mod interrupts;
 mod kernel;
+mod latch;
 mod memory;
 mod serial;
 mod setup;

@@ -4,6 +4,7 @@ use super::devices;
 use super::exits::Exits;
 use super::interrupts::{Interrupts, KvmDoorbells};
 use super::kernel::{self, KernelError};
+use super::latch::AddressLatch;
 use super::memory::{self, MemoryError, RootImage};
 use super::serial::DebugSerial;
 use super::vcpu::Stop;
@@ -69,6 +70,8 @@ pub enum MachineError {
     CommandLine(usize),
     #[error("KVM cannot {0}")]
     Kvm(&'static str, #[source] kvm_ioctls::Error),
+    #[error("KVM cannot collect the guest's writes to the PCI address port")]
+    Latch(#[source] io::Error),
     #[error("cannot make an event descriptor")]
     Events(#[source] io::Error),
     #[error("cannot add a device to the machine")]
@@ -99,7 +102,8 @@ impl Machine {
             None
         };
         let bus = Arc::new(Bus::new());
-        let exits = Exits { bus: Arc::clone(&bus), serial, root_image: root_image.guest.clone() };
+        let latch = AddressLatch::new(&vm, &vcpus[0]).map_err(MachineError::Latch)?;
+        let exits = Exits { bus: Arc::clone(&bus), latch, serial, root_image: root_image.guest.clone() };
         let ready = EventFd::new(EFD_NONBLOCK).map_err(MachineError::Events)?;
         let signal = ready.try_clone().map_err(MachineError::Events)?;
         let (cold, connector) =
@@ -161,7 +165,7 @@ fn command_line(description: &Description) -> Result<Vec<u8>, MachineError> {
 
 fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
     let vm = kvm("create a machine", kvm_device.create_vm())?;
-    // Both before the first vCPU.
+    // All before the first vCPU.
     kvm("place its task state", vm.set_tss_address(layout::KVM_TSS))?;
     kvm("place its identity map", vm.set_identity_map_address(layout::KVM_IDENTITY_MAP))?;
     kvm("create interrupt controllers", vm.create_irq_chip())?;

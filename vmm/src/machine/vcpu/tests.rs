@@ -1,6 +1,7 @@
 //! Tiny guests in real mode, on the machine's own KVM.
 
 use super::super::interrupts::{Interrupts, KvmDoorbells};
+use super::super::latch::AddressLatch;
 use super::super::memory::{RootImage, give_to_guest, guest_memory};
 use super::super::serial::DebugSerial;
 use super::super::x86_64::layout;
@@ -8,7 +9,7 @@ use super::*;
 use crate::pci::{Bus, Vector};
 use crate::virtio::device::{GuestMemory, Interrupt};
 use crate::virtio::transport::Doorbells;
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::Kvm;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -29,7 +30,7 @@ fn kvm() -> Option<Kvm> {
 }
 
 struct Guest {
-    vm: Arc<VmFd>,
+    vcpu: Option<VcpuFd>,
     memory: GuestMemory,
     exits: Exits,
     _image: RootImage,
@@ -44,25 +45,27 @@ impl Guest {
     }
 
     fn with_image(kvm: &Kvm, file: &File) -> Self {
-        let vm = Arc::new(kvm.create_vm().unwrap());
+        let vm = kvm.create_vm().unwrap();
         let memory = guest_memory(&layout::ram(RAM)).unwrap();
         let mut image = RootImage::map(file, &layout::ram(RAM)).unwrap();
         // Within reach of real mode: behind RAM.
         image.guest = RAM..RAM + (2 << 20);
         give_to_guest(&vm, &memory, &image).unwrap();
         let (serial, log) = std::io::pipe().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
         let exits = Exits {
             bus: Arc::new(Bus::new()),
+            latch: AddressLatch::new(&vm, &vcpu).unwrap(),
             serial: Some(DebugSerial::new(log.into()).unwrap()),
             root_image: image.guest.clone(),
         };
-        Self { vm, memory, exits, _image: image, serial }
+        Self { vcpu: Some(vcpu), memory, exits, _image: image, serial }
     }
 
     /// Runs machine code until it stops, and returns why and what `ax` holds then.
-    fn run(&self, code: &[u8]) -> (StopReason, u64) {
+    fn run(&mut self, code: &[u8]) -> (StopReason, u64) {
         self.memory.write_slice(code, GuestAddress(CODE)).unwrap();
-        let vcpu = self.vm.create_vcpu(0).unwrap();
+        let vcpu = self.vcpu.take().unwrap();
         let mut special = vcpu.get_sregs().unwrap();
         (special.cs.base, special.cs.selector) = (0, 0);
         vcpu.set_sregs(&special).unwrap();
@@ -95,6 +98,25 @@ fn the_guest_reads_the_host_bridge_through_its_ports() {
     // mov eax, 0x80000000; mov dx, 0xcf8; out dx, eax; mov dx, 0xcfc; in ax, dx
     let code = [0x66, 0xb8, 0, 0, 0, 0x80, 0xba, 0xf8, 0x0c, 0x66, 0xef, 0xba, 0xfc, 0x0c, 0xed];
     assert_eq!(Guest::new(&kvm).run(&program(&code)), (StopReason::GuestStopped, 0x8086));
+}
+
+/// Selects registers 0 to 1023 in turn, and reads the last: more writes than KVM collects.
+const SELECT_MANY: &[u8] = &[
+    0xba, 0xf8, 0x0c, // mov dx, 0xcf8
+    0x66, 0xb8, 0, 0, 0, 0x80, // mov eax, 0x80000000
+    0xb9, 0x00, 0x04, // mov cx, 0x400
+    0x66, 0xef, // select: out dx, eax
+    0x66, 0x40, // inc eax
+    0xe2, 0xfa, // loop select
+    0xed, // in ax, dx
+];
+
+#[test]
+fn no_collected_address_is_lost_when_there_are_many() {
+    let Some(kvm) = kvm() else { return };
+    assert_eq!(Guest::new(&kvm).run(&program(SELECT_MANY)).1, 0xffff, "a word of the address port shows nothing");
+    let whole = [SELECT_MANY, &[0x66, 0xed]].concat(); // in eax, dx
+    assert_eq!(Guest::new(&kvm).run(&program(&whole)).1, 0x03ff);
 }
 
 #[test]
