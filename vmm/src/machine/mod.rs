@@ -6,6 +6,7 @@ mod interrupts;
 mod kernel;
 mod latch;
 mod memory;
+mod prefault;
 mod serial;
 mod setup;
 mod vcpu;

@@ -3,9 +3,10 @@
 use super::devices;
 use super::exits::Exits;
 use super::interrupts::{Interrupts, KvmDoorbells};
-use super::kernel::{self, KernelError};
+use super::kernel::{self, Kernel, KernelError};
 use super::latch::AddressLatch;
 use super::memory::{self, MemoryError, RootImage};
+use super::prefault;
 use super::serial::DebugSerial;
 use super::vcpu::Stop;
 use super::x86_64::{boot_params, cpuid, layout, mptable, registers};
@@ -89,11 +90,12 @@ impl Machine {
         let ram = layout::ram(u64::from(description.memory_mib) << 20);
         let memory = memory::guest_memory(&ram)?;
         let root_image = RootImage::map(&resources.root_image, &ram)?;
-        let entry = load_guest(description, &resources.kernel, &ram, &memory)?;
+        let kernel = load_guest(description, &resources.kernel, &ram, &memory)?;
 
         let vm = create_vm(&resources.kvm)?;
         memory::give_to_guest(&vm, &memory, &root_image)?;
-        let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, entry)?;
+        let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, kernel.entry)?;
+        kernel.written.iter().for_each(|range| prefault::map(&vcpus[0], range));
 
         let serial = if description.debug_serial {
             let log = resources.console.try_clone().map_err(MachineError::Events)?;
@@ -134,21 +136,21 @@ impl Machine {
     }
 }
 
-/// Kernel, command line and tables into guest memory. Returns the kernel's entry.
+/// Kernel, command line and tables into guest memory.
 fn load_guest(
     description: &Description,
-    kernel: &File,
+    file: &File,
     ram: &[std::ops::Range<u64>],
     memory: &GuestMemory,
-) -> Result<u64, MachineError> {
+) -> Result<Kernel, MachineError> {
     let command_line = command_line(description)?;
-    let entry = kernel::load(kernel, memory)?;
+    let kernel = kernel::load(file, memory)?;
     memory.write_slice(&command_line, GuestAddress(layout::COMMAND_LINE))?;
     memory.write_slice(&mptable::table(description.vcpus), GuestAddress(layout::MP_TABLE))?;
     registers::write_tables(memory)?;
     let zero_page = BootParams::new(&boot_params::zero_page(ram), GuestAddress(layout::ZERO_PAGE));
     LinuxBootConfigurator::write_bootparams(&zero_page, memory.as_ref()).map_err(MachineError::ZeroPage)?;
-    Ok(entry)
+    Ok(kernel)
 }
 
 /// The kernel's command line with its terminating zero.

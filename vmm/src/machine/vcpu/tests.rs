@@ -3,6 +3,7 @@
 use super::super::interrupts::{Interrupts, KvmDoorbells};
 use super::super::latch::AddressLatch;
 use super::super::memory::{RootImage, give_to_guest, guest_memory};
+use super::super::prefault;
 use super::super::serial::DebugSerial;
 use super::super::x86_64::layout;
 use super::*;
@@ -90,6 +91,17 @@ fn a_halted_guest_without_interrupts_has_stopped() {
     // mov ax, 0x1234
     let (reason, ax) = Guest::new(&kvm).run(&program(&[0xb8, 0x34, 0x12]));
     assert_eq!((reason, ax), (StopReason::GuestStopped, 0x1234));
+}
+
+#[test]
+fn memory_that_is_mapped_in_advance_is_the_same_to_the_guest() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::new(&kvm);
+    let vcpu = guest.vcpu.as_ref().unwrap();
+    prefault::map(vcpu, &(0..RAM));
+    prefault::map(vcpu, &(CODE + 1..CODE + 2));
+    prefault::map(vcpu, &(1 << 40..(1 << 40) + 1));
+    assert_eq!(guest.run(&program(&[0xb8, 0x34, 0x12])), (StopReason::GuestStopped, 0x1234));
 }
 
 #[test]
