@@ -1,4 +1,4 @@
-//! The machine: guest memory, interrupt controllers, vCPUs, a PCI bus with devices.
+//! The machine: guest memory, vCPUs with their local interrupt controllers, a PCI bus with devices.
 
 mod devices;
 mod exits;

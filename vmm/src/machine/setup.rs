@@ -15,7 +15,7 @@ use crate::pci::Bus;
 use crate::virtio::device::GuestMemory;
 use crate::virtio::failure::Failures;
 use crate::virtio::transport::Attention;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -171,9 +171,9 @@ fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
     // All before the first vCPU.
     kvm("place its task state", vm.set_tss_address(layout::KVM_TSS))?;
     kvm("place its identity map", vm.set_identity_map_address(layout::KVM_IDENTITY_MAP))?;
-    kvm("create interrupt controllers", vm.create_irq_chip())?;
-    let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    kvm("create a timer", vm.create_pit2(timer))?;
+    // Local APICs, and no line of any other controller.
+    let local = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    kvm("create local interrupt controllers", vm.enable_cap(&local))?;
     Ok(Arc::new(vm))
 }
 

@@ -187,7 +187,8 @@ fn the_first_reason_to_stop_counts() {
 fn vectors_connect_and_are_routed() {
     let Some(kvm) = kvm() else { return };
     let vm = Arc::new(kvm.create_vm().unwrap());
-    vm.create_irq_chip().unwrap();
+    let local = kvm_bindings::kvm_enable_cap { cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    vm.enable_cap(&local).unwrap();
     let mut interrupts = Interrupts::new(Arc::clone(&vm));
     let mut msix = crate::pci::Msix::new(2).unwrap();
     interrupts.connect(5, msix.vectors()).unwrap();
