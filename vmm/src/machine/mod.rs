@@ -1,10 +1,12 @@
-//! The machine: guest memory, interrupt controllers, vCPUs, a PCI bus with devices.
+//! The machine: guest memory, vCPUs with their local interrupt controllers, a PCI bus with devices.
 
 mod devices;
 mod exits;
 mod interrupts;
 mod kernel;
+mod latch;
 mod memory;
+mod prefault;
 mod regions;
 mod serial;
 mod setup;
@@ -28,6 +30,8 @@ use crate::virtio::vsock::Connector;
 pub(crate) use exits::Exits;
 use interrupts::{Interrupts, KvmDoorbells};
 use kvm_ioctls::{VcpuFd, VmFd};
+#[cfg(test)]
+pub(crate) use latch::AddressLatch;
 use regions::Regions;
 use std::collections::{BTreeMap, HashMap};
 use std::io;

@@ -112,6 +112,7 @@ impl Machine {
         }
         let vcpus: Vec<VcpuFd> =
             vcpus.into_iter().map(PausableVcpu::pause).collect::<Result<_, _>>().map_err(SnapshotError::Stopped)?;
+        self.exits.catch_up();
         self.service();
         let functions = self.functions.values().map(|function| function.save()).collect::<Result<_, _>>()?;
         let told = told(&kvm, self.processors)?;

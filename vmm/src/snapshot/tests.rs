@@ -4,7 +4,7 @@ use super::codec::{self, Saved};
 use super::pause::PausableVcpu;
 use super::vcpu::VcpuState;
 use super::vm::VmState;
-use crate::machine::Exits;
+use crate::machine::{AddressLatch, Exits};
 use crate::pci::Bus;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -113,7 +113,8 @@ impl Host {
     }
 
     fn run(&self, vcpu: VcpuFd) -> PausableVcpu {
-        let exits = Exits { bus: Arc::new(Bus::new()), serial: None, read_only: Arc::default() };
+        let latch = AddressLatch::new(&self.vm, &vcpu).unwrap();
+        let exits = Exits { bus: Arc::new(Bus::new()), latch, serial: None, read_only: Arc::default() };
         PausableVcpu::spawn(vcpu, Arc::new(exits), |reason| panic!("{reason:?}")).unwrap()
     }
 
