@@ -19,6 +19,9 @@ pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
 /// Runtime state of the node's pods; gone after a reboot. A pod's is in `pods/<namespace>/<id>` below it.
 pub const RUN_DIRECTORY: &str = "/run/bulkhead";
 
+/// What survives a reboot: templates.
+pub const STATE_DIRECTORY: &str = "/var/lib/bulkhead";
+
 /// User ids that VMMs run under, from [`Config::first_uid`] on.
 pub const UID_COUNT: u32 = 65_536;
 
@@ -46,6 +49,8 @@ pub struct Config {
     pub vcpus: u8,
     /// Shows the guest kernel's messages from its first instruction on.
     pub debug: bool,
+    /// Makes pods of the default size from a machine that has booted already, where the node has one.
+    pub templates: bool,
     /// Most that a pod reads from and writes to one of its disks in a second, in MiB; `None` is no limit.
     pub disk_mib_per_second: Option<u32>,
     /// Most requests of a pod to one of its disks in a second.
@@ -73,6 +78,7 @@ impl Default for Config {
             memory_mib: 512,
             vcpus: 1,
             debug: false,
+            templates: true,
             disk_mib_per_second: None,
             disk_operations_per_second: None,
             map_layers: true,
@@ -143,6 +149,7 @@ impl Config {
                 }
                 "map_layers" => config.map_layers = at.boolean("map_layers")?,
                 "debug" => config.debug = at.boolean("debug")?,
+                "templates" => config.templates = at.boolean("templates")?,
                 "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID..=u32::MAX - UID_COUNT)?,
                 "host_paths" => config.host_paths = at.paths("host_paths")?,
                 "host_sockets" => config.host_sockets = at.paths("host_sockets")?,

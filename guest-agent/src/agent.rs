@@ -13,7 +13,7 @@ use crate::volumes::Volumes;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::{Mutex, mpsc};
 
 /// Events that nobody has fetched yet. More are dropped: the shim only needs to know that there was one.
@@ -60,6 +60,8 @@ impl Paths {
 
 #[derive(Debug)]
 pub struct Agent {
+    /// The node has given this guest its identity and randomness. Before, it may be the same as others.
+    pub configured: AtomicBool,
     pub paths: Paths,
     pub containers: Table,
     pub crun: Crun,
@@ -83,6 +85,7 @@ impl Agent {
         std::fs::create_dir_all(&paths.run)?;
         let (oom_events, next_oom_event) = mpsc::channel(MAX_EVENTS);
         Ok(Self {
+            configured: AtomicBool::new(false),
             pod_pids: PodPids::new(paths.agent.clone(), Arc::clone(&reaper)),
             crun: Crun::new(paths.crun.clone(), paths.run.join("crun"), reaper),
             pci: PciBus::new(&paths.sysfs),

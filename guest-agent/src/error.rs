@@ -22,6 +22,8 @@ pub enum Error {
     Ended(ProcessName),
     #[error("cannot {operation} {process}: it {state}")]
     WrongState { operation: &'static str, process: ProcessName, state: &'static str },
+    #[error("guest is not configured: no container runs before it has randomness of its own")]
+    NotConfigured,
     #[error("cannot have more than {limit} {what}")]
     Limit { what: &'static str, limit: usize },
     /// crun's own words, as it is the one that knows.
@@ -51,7 +53,7 @@ impl Error {
             Self::Invalid { .. } => Code::INVALID_ARGUMENT,
             Self::ContainerExists(_) | Self::ProcessExists(_) => Code::ALREADY_EXISTS,
             Self::NoContainer(_) | Self::NoProcess(_) | Self::NoVolume(_) | Self::Ended(_) => Code::NOT_FOUND,
-            Self::WrongState { .. } => Code::FAILED_PRECONDITION,
+            Self::WrongState { .. } | Self::NotConfigured => Code::FAILED_PRECONDITION,
             Self::Limit { .. } => Code::RESOURCE_EXHAUSTED,
             Self::Runtime { .. } => Code::UNKNOWN,
             Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,

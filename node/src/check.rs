@@ -27,6 +27,7 @@ pub fn report(layout: &Layout) -> (bool, String) {
         ("networking", networking::check(layout)),
         ("installed files", files(layout)),
         ("config.toml", config(layout)),
+        ("template", Ok(crate::template::summary(layout))),
         ("direct volumes", crate::volume::summary(&layout.direct_volumes())),
         ("containerd", containerd_version(layout)),
         ("containerd's configuration", containerd_config(layout)),

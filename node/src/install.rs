@@ -41,6 +41,10 @@ pub fn install(layout: &Layout, dry_run: bool) -> Result<()> {
     let steps = plan(bundle, layout)?;
     if steps.is_empty() {
         println!("Bulkhead is installed in {PREFIX}; nothing to do.");
+        if !dry_run {
+            // The node's kernel may be another than at the installation.
+            crate::template::ensure(layout);
+        }
         return Ok(());
     }
     for step in &steps {
@@ -50,6 +54,7 @@ pub fn install(layout: &Layout, dry_run: bool) -> Result<()> {
         }
     }
     if !dry_run {
+        crate::template::ensure(layout);
         println!("Installed. Restart containerd to load the runtime, then run `bulkhead check`.");
     }
     Ok(())

@@ -8,6 +8,7 @@ mod install;
 mod kubernetes;
 mod layout;
 mod record;
+mod template;
 mod uninstall;
 mod volume;
 
@@ -48,6 +49,9 @@ enum Command {
     /// File systems on devices of this node that pods mount in their own kernel.
     #[command(subcommand)]
     Volume(volume::Volume),
+    /// The machine that this node's pods are made from.
+    #[command(subcommand)]
+    Template(template::Template),
     /// Say whether this node can run pods, and what is missing.
     Check {
         /// Where the node's root directory is seen.
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
         Command::Daemon { root, options } => daemon::run(&Layout::new(&root), &options),
         Command::InRoot { root, command } => in_root::exec(&root, &command).map(|never| match never {}),
         Command::Volume(command) => volume::run(command, &volume::records()),
+        Command::Template(command) => template::run(&command),
         Command::Check { root } => Ok(check::check(&Layout::new(&root))),
     };
     match result {

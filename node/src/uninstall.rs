@@ -65,6 +65,10 @@ pub fn uninstall_from(layout: &Layout, dry_run: bool) -> Result<()> {
             fs::remove_dir_all(&volumes).with_context(|| format!("cannot remove {}", volumes.display()))
         })?;
     }
+    let templates = crate::template::directory(layout);
+    if templates.exists() {
+        act(format!("remove {}", templates.display()), &|| crate::template::remove(layout))?;
+    }
     let prefix = layout.at(PREFIX);
     act(format!("remove {}", prefix.display()), &|| {
         fs::remove_dir_all(&prefix).with_context(|| format!("cannot remove {}", prefix.display()))

@@ -14,6 +14,10 @@ pub enum Action {
     Start,
     /// Remove what a dead shim left.
     Delete,
+    /// Make the node's template. Not containerd's: the operator's command runs it.
+    Template,
+    /// The same, unless it is there and fits.
+    EnsureTemplate,
     /// Serve. Not containerd's: `start` runs it, with the listening socket as standard input.
     Serve,
 }
@@ -67,6 +71,8 @@ impl Arguments {
                     "start" => Action::Start,
                     "delete" => Action::Delete,
                     "serve" => Action::Serve,
+                    "template" => Action::Template,
+                    "ensure-template" => Action::EnsureTemplate,
                     _ => return Err(ArgumentError::UnknownAction(argument)),
                 });
                 continue;

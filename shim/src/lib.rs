@@ -22,3 +22,4 @@ pub mod serve;
 pub mod start;
 pub mod stdio;
 pub mod task;
+pub mod template;

@@ -2,7 +2,7 @@
 
 use bulkhead_shim::args::{Action, Arguments};
 use bulkhead_shim::log::with_causes;
-use bulkhead_shim::{delete, info, serve, start};
+use bulkhead_shim::{delete, info, serve, start, template};
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -26,6 +26,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         Action::Info => info::info(&input()?)?,
         Action::Start => start::start(&arguments, &bundle(&arguments)?, &input()?)?,
         Action::Delete => delete::delete(&arguments, &bundle(&arguments)?)?,
+        Action::Template => return Ok(template::build(false)?),
+        Action::EnsureTemplate => return Ok(template::build(true)?),
         Action::Serve => return Ok(serve::serve(&arguments)?),
     };
     Ok(io::stdout().write_all(&output)?)

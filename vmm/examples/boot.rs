@@ -2,8 +2,10 @@
 //! VMM says. A guest that prints `attach disk` gets a disk, and loses it when it prints `detach disk`.
 //!
 //! ```text
-//! boot <bulkhead-vmm> <vmlinux> <root image> [--serial] [--memory MIB] [--vcpus N] [--append TEXT] [--disk IMAGE]
+//! boot <bulkhead-vmm> <vmlinux> <root image> [--serial] [--memory MIB] [--vcpus N] [--append TEXT] [--disk IMAGE] [--times]
 //! ```
+//!
+//! `--times` prints the microseconds to each message of the VMM and ends the machine when its agent is ready.
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
@@ -21,11 +23,19 @@ struct Options {
     vcpus: u8,
     disk: Option<String>,
     append: String,
+    times: bool,
 }
 
 fn options() -> Result<Options> {
-    let mut options =
-        Options { files: Vec::new(), serial: false, memory: 256, vcpus: 1, disk: None, append: String::new() };
+    let mut options = Options {
+        files: Vec::new(),
+        serial: false,
+        memory: 256,
+        vcpus: 1,
+        disk: None,
+        append: String::new(),
+        times: false,
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -34,6 +44,7 @@ fn options() -> Result<Options> {
             "--memory" => options.memory = value()?.parse()?,
             "--vcpus" => options.vcpus = value()?.parse()?,
             "--disk" => options.disk = Some(value()?),
+            "--times" => options.times = true,
             "--append" => options.append = value()?,
             _ => options.files.push(argument),
         }
@@ -95,6 +106,7 @@ fn main() -> Result<()> {
         root_image: FdSlot(2),
         console: FdSlot(3),
         debug_serial: options.serial,
+        template: false,
     };
     let descriptors = [kvm.as_raw_fd(), kernel.as_raw_fd(), image.as_raw_fd(), console_end.as_raw_fd()];
     send(&shim, 1, Call::Boot(Box::new(machine)), &descriptors)?;
@@ -105,7 +117,15 @@ fn main() -> Result<()> {
     };
 
     while let Some(message) = receive(&shim)? {
-        println!("[{:6.3}] {message:?}", start.elapsed().as_secs_f64());
+        if options.times {
+            println!("{:7} us {message:?}", start.elapsed().as_micros());
+        } else {
+            println!("[{:6.3}] {message:?}", start.elapsed().as_secs_f64());
+        }
+        if options.times && matches!(message, Message::Event(Event::AgentReady)) {
+            child.kill().context("VMM")?;
+            break;
+        }
         if matches!(message, Message::Event(Event::Stopped(_))) {
             break;
         }

@@ -6,5 +6,6 @@ pub mod jail;
 pub mod machine;
 pub mod pci;
 pub mod rate_limit;
+pub mod snapshot;
 pub mod virtio;
 pub mod worker;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use vmm_protocol::{Call, DeviceId, FdSlot, Jail, MAX_MESSAGE, MIN_MEMORY_MIB, Machine, Message, Request};
+use vmm_protocol::{Call, DeviceId, FdSlot, Jail, MAX_MESSAGE, MIN_MEMORY_MIB, Machine, Message, Request, Restore};
 
 struct Vmm {
     process: Child,
@@ -64,6 +64,7 @@ fn machine() -> Machine {
         root_image: FdSlot(2),
         console: FdSlot(3),
         debug_serial: false,
+        template: false,
     }
 }
 
@@ -118,7 +119,7 @@ fn inherited_descriptors_are_closed() {
 fn anything_but_boot_is_refused_at_first() {
     let vmm = Vmm::spawn();
     vmm.send(Call::Detach { device: DeviceId(0) }, &[]);
-    assert_eq!(vmm.error(), "first request is not boot");
+    assert_eq!(vmm.error(), "first request is neither boot nor restore");
     assert_eq!(vmm.end().code(), Some(1));
 }
 
@@ -176,4 +177,33 @@ fn a_command_line_that_is_too_long_is_refused() {
     let (error, status) = boot(machine, &kvm, &file(4096), &file(2 << 20));
     assert!(error.contains("command line"), "{error}");
     assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_state_that_is_none_is_named() {
+    let Some(kvm) = kvm() else { return };
+    for (length, wanted) in
+        [(4096, "file is no saved state"), (0, "which it cannot be"), (2 << 20, "which it cannot be")]
+    {
+        let vmm = Vmm::spawn();
+        let (_log, console) = std::io::pipe().unwrap();
+        let (memory, state, image) = (file(4096), file(length), file(2 << 20));
+        if length == 0 {
+            state.set_len(0).unwrap();
+        }
+        let restore = Restore {
+            version: vmm_protocol::VERSION.into(),
+            jail: Jail { uid: 70001, gid: 70001 },
+            kvm: FdSlot(0),
+            memory: FdSlot(1),
+            state: FdSlot(2),
+            root_image: FdSlot(3),
+            console: FdSlot(4),
+        };
+        let files = [kvm.as_raw_fd(), memory.as_raw_fd(), state.as_raw_fd(), image.as_raw_fd(), console.as_raw_fd()];
+        vmm.send(Call::Restore(Box::new(restore)), &files);
+        let error = vmm.error();
+        assert!(error.contains(wanted), "{error}");
+        assert_eq!(vmm.end().code(), Some(1));
+    }
 }

@@ -9,7 +9,10 @@ use node_vm::Edition;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// For a change of the node's settings.
+const SETTING: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
 pub struct Options {
@@ -21,6 +24,9 @@ pub struct Options {
     /// Leaves out formatting, lints, policy and unit tests.
     #[arg(long)]
     skip_unit: bool,
+    /// Has every pod boot, instead of making those of the default size from the node's template.
+    #[arg(long)]
+    without_templates: bool,
 }
 
 pub fn test(options: &Options) -> Result<ExitCode> {
@@ -32,7 +38,7 @@ pub fn test(options: &Options) -> Result<ExitCode> {
     payload.add(suite::PROGRAM, &suite::build()?)?;
     payload.add("installer.oci.tar", &installer_image::archive()?)?;
     let editions = options.edition.map_or(Edition::ALL.to_vec(), |edition| vec![edition]);
-    let reports = run_editions(&editions, &payload, &options.choice);
+    let reports = run_editions(&editions, &payload, options);
     let mut good = true;
     for (edition, report) in editions.iter().zip(reports) {
         match report {
@@ -51,13 +57,13 @@ pub fn test(options: &Options) -> Result<ExitCode> {
 }
 
 /// Side by side: a node leaves a processor idle while its containers boot one at a time, and so does making its image.
-fn run_editions(editions: &[Edition], payload: &Payload, choice: &Choice) -> Vec<Result<Report>> {
+fn run_editions(editions: &[Edition], payload: &Payload, options: &Options) -> Vec<Result<Report>> {
     let terminal = Mutex::new(std::io::stderr());
     std::thread::scope(|scope| {
         let start = |edition: &Edition| {
             let edition = *edition;
             let terminal = &terminal;
-            scope.spawn(move || run_edition(edition, payload, choice, terminal))
+            scope.spawn(move || run_edition(edition, payload, options, terminal))
         };
         let threads: Vec<_> = editions.iter().map(start).collect();
         let join = |thread: std::thread::ScopedJoinHandle<Result<Report>>| {
@@ -70,7 +76,7 @@ fn run_editions(editions: &[Edition], payload: &Payload, choice: &Choice) -> Vec
 fn run_edition(
     edition: Edition,
     payload: &Payload,
-    choice: &Choice,
+    options: &Options,
     terminal: &Mutex<std::io::Stderr>,
 ) -> Result<Report> {
     let artifacts = run::workspace().join(format!("target/test-artifacts/{edition}"));
@@ -79,7 +85,10 @@ fn run_edition(
     }
     let mut progress = PrefixedLines { prefix: format!("{edition} | "), line: Vec::new(), terminal };
     let mut node = payload.start(edition, &artifacts, Ok, &mut progress)?;
-    let report = suite::run(&mut node, choice, &mut progress);
+    if options.without_templates {
+        node.run("echo 'templates = false' >> /etc/bulkhead/config.toml", SETTING, &mut progress)?;
+    }
+    let report = suite::run(&mut node, &options.choice, &mut progress);
     // A node that died has said so already.
     if report.is_ok() {
         node.power_off()?;

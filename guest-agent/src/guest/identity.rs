@@ -1,6 +1,6 @@
 //! What makes one guest different from another: name, time, randomness. The node gives all three.
 
-#![expect(unsafe_code, reason = "RNDADDENTROPY: writing to the device would mix, but not credit")]
+#![expect(unsafe_code, reason = "RNDADDENTROPY and RNDRESEEDCRNG: writing to the device would mix, but not credit")]
 
 use crate::error::Error;
 use nix::sys::time::TimeSpec;
@@ -14,6 +14,7 @@ const MAX_ENTROPY: usize = 512;
 const MAX_HOSTNAME: usize = 64;
 
 const RNDADDENTROPY: libc::Ioctl = nix::request_code_write!(b'R', 3, 2 * size_of::<i32>());
+const RNDRESEEDCRNG: libc::Ioctl = nix::request_code_none!(b'R', 7);
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -25,8 +26,12 @@ struct RandPoolInfo {
     bytes: [u8; MAX_ENTROPY],
 }
 
-/// Mixes the node's bytes in, and counts them as random.
-pub fn add_entropy(bytes: &[u8]) -> Result<(), Error> {
+/// Makes the node's bytes part of everything random from now on.
+///
+/// The guest's memory may be a copy that other guests have too, with the state of the kernel's generator in it. Bytes that
+/// are only added to a generator that is ready are not used before its next regular change, up to a minute later: the
+/// reseed makes it forget its key now, and with it those of each processor and of the vDSO. No container runs before.
+pub fn renew_randomness(bytes: &[u8]) -> Result<(), Error> {
     let bytes = &bytes[..bytes.len().min(MAX_ENTROPY)];
     if bytes.is_empty() {
         return Ok(());
@@ -34,11 +39,17 @@ pub fn add_entropy(bytes: &[u8]) -> Result<(), Error> {
     let size = i32::try_from(bytes.len()).expect("at most MAX_ENTROPY");
     let mut pool = RandPoolInfo { entropy_bits: size * 8, size, bytes: [0; MAX_ENTROPY] };
     pool.bytes[..bytes.len()].copy_from_slice(bytes);
-    let failed = || Error::system("add entropy to", "/dev/random");
-    let device = std::fs::File::open("/dev/random").map_err(failed())?;
+    let device = std::fs::File::open("/dev/random").map_err(Error::system("add entropy to", "/dev/random"))?;
     // SAFETY: the device is open, and the kernel reads `size` bytes of `pool.bytes`, which has at least that many.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
-    if result == 0 { Ok(()) } else { Err(failed()(io::Error::last_os_error())) }
+    let added = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
+    checked(added).map_err(Error::system("add entropy to", "/dev/random"))?;
+    // SAFETY: the device is open, and the request takes no argument.
+    let reseeded = unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) };
+    checked(reseeded).map_err(Error::system("reseed", "/dev/random"))
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `time_ns`: nanoseconds since 1970; 0 leaves the clock alone.

@@ -1,13 +1,15 @@
 //! Identity, time, entropy and kernel settings: the shim's first call.
 
+use crate::agent::Agent;
 use crate::error::Error;
 use crate::guest::{identity, pod_files, sysctl};
 use agent_protocol::agent::{ConfigureRequest, ConfigureResponse};
 use agent_protocol::{POD_FILES, VERSION};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
-pub(super) fn configure(request: &ConfigureRequest) -> Result<ConfigureResponse, Error> {
-    identity::add_entropy(&request.entropy)?;
+pub(super) fn configure(agent: &Agent, request: &ConfigureRequest) -> Result<ConfigureResponse, Error> {
+    identity::renew_randomness(&request.entropy)?;
     identity::set_clock(request.time_ns)?;
     identity::set_hostname(&request.hostname)?;
     for (name, value) in &request.sysctls {
@@ -16,6 +18,7 @@ pub(super) fn configure(request: &ConfigureRequest) -> Result<ConfigureResponse,
     if let Some(files) = request.files.as_ref() {
         pod_files::write(files, Path::new(POD_FILES))?;
     }
+    agent.configured.store(true, Ordering::Release);
     Ok(ConfigureResponse {
         version: VERSION.to_owned(),
         kernel_release: identity::kernel_release()?,

@@ -10,8 +10,12 @@ use crate::stdio::Wanted;
 use agent_protocol::agent::create_container_request::{Pid_namespace, Rootfs};
 use agent_protocol::agent::{CreateContainerRequest, CreateProcessRequest, DeviceNode, Empty, Streams};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest) -> Result<Empty, Error> {
+    if !agent.configured.load(Ordering::Acquire) {
+        return Err(Error::NotConfigured);
+    }
     let rootfs = match &request.rootfs {
         Some(Rootfs::SharedPath(path)) => Source::shared(path)?,
         Some(Rootfs::Block(volume)) => Source::block(&volume.pci_address, &volume.filesystem, &volume.options)?,

@@ -57,7 +57,7 @@ impl Service {
 #[async_trait]
 impl agent_protocol::agent_ttrpc::Agent for Service {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<ConfigureResponse> {
-        Ok(configure::configure(&request)?)
+        Ok(configure::configure(&self.agent, &request)?)
     }
 
     async fn configure_network(&self, _: &TtrpcContext, request: ConfigureNetworkRequest) -> ttrpc::Result<Empty> {

@@ -2,7 +2,8 @@
 
 use agent_protocol::agent::create_container_request::Pid_namespace;
 use agent_protocol::agent::{
-    CreateContainerRequest, CreateProcessRequest, ProcessRequest, SignalRequest, Streams, create_container_request,
+    ConfigureRequest, CreateContainerRequest, CreateProcessRequest, ProcessRequest, SignalRequest, Streams,
+    create_container_request,
 };
 use agent_protocol::stream::{ACCEPTED, Channel, Frame, HEADER, Hello};
 use agent_protocol::{SHARE_MOUNT, agent_ttrpc};
@@ -160,7 +161,12 @@ impl Guest {
             }
         });
         let client = ttrpc::r#async::Client::connect("unix:///run/calls.sock").await.unwrap();
-        Self { agent: agent_ttrpc::AgentClient::new(client) }
+        let agent = agent_ttrpc::AgentClient::new(client);
+        let early =
+            agent.create_container(context(), &CreateContainerRequest::default()).await.unwrap_err().to_string();
+        assert!(early.contains("guest is not configured"), "{early}");
+        agent.configure(context(), &ConfigureRequest::default()).await.unwrap();
+        Self { agent }
     }
 
     pub fn spec(&self, command: &str) -> Value {

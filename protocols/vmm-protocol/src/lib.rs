@@ -13,7 +13,7 @@ mod machine;
 
 pub use device::{Device, DeviceId, LayerAccess, PciAddress, RateLimit};
 pub use layers::{MAX_PARTS, PART_ALIGNMENT, part_offsets};
-pub use machine::{Jail, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Machine};
+pub use machine::{Jail, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Machine, Restore};
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,11 @@ pub struct Request {
 pub enum Call {
     /// The first request: enter the jail, build the machine, run it.
     Boot(Box<Machine>),
+    /// The first request instead of `Boot`: a machine made from a template. Its agent listens: there is no
+    /// [`Event::AgentReady`].
+    Restore(Box<Restore>),
+    /// Save a machine that was booted as a template into two empty files. The process exits after the answer.
+    Snapshot { memory: FdSlot, state: FdSlot },
     /// Hot-plug a device; answered with [`Answer::Attached`]. The guest sees it when it rescans its PCI bus.
     Attach(Device),
     /// Remove a device that the guest has let go of.

@@ -34,6 +34,28 @@ pub struct Machine {
     pub console: FdSlot,
     /// Adds a serial port to the machine that shows the kernel's messages from its first instruction on.
     pub debug_serial: bool,
+    /// The machine is to be saved: it accepts [`crate::Call::Snapshot`], and must never run anything of a pod, since its
+    /// threads are jailed but not confined.
+    pub template: bool,
+}
+
+/// A machine that goes on where a saved one was. Everything that is not here is in the template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The shim's [`crate::VERSION`].
+    pub version: String,
+    pub jail: Jail,
+    /// `/dev/kvm`.
+    pub kvm: FdSlot,
+    /// The template's memory, read-only. Its pages are shared until they are written.
+    pub memory: FdSlot,
+    /// The template's state, read-only.
+    pub state: FdSlot,
+    /// The root image that the saved machine had, read-only.
+    pub root_image: FdSlot,
+    /// Pipe for the guest kernel's log.
+    pub console: FdSlot,
 }
 
 /// Who the VMM becomes before it touches anything of the guest.

@@ -13,6 +13,7 @@ fn machine() -> Machine {
         root_image: FdSlot(2),
         console: FdSlot(3),
         debug_serial: false,
+        template: false,
     }
 }
 
@@ -21,8 +22,33 @@ fn boot_has_a_golden_encoding() {
     let request = Request { id: 1, call: Call::Boot(Box::new(machine())) };
     let golden = concat!(
         r#"{"id":1,"call":{"boot":{"version":"1.0.0","jail":{"uid":70001,"gid":70001},"vcpus":2,"#,
-        r#""memory_mib":256,"command_line":"quiet","kvm":0,"kernel":1,"root_image":2,"console":3,"debug_serial":false}}}"#
+        r#""memory_mib":256,"command_line":"quiet","kvm":0,"kernel":1,"root_image":2,"console":3,"debug_serial":false,"#,
+        r#""template":false}}}"#
     );
+    assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);
+}
+
+#[test]
+fn restore_and_snapshot_have_golden_encodings() {
+    let restore = Restore {
+        version: "1.0.0".into(),
+        jail: Jail { uid: 70001, gid: 70001 },
+        kvm: FdSlot(0),
+        memory: FdSlot(1),
+        state: FdSlot(2),
+        root_image: FdSlot(3),
+        console: FdSlot(4),
+    };
+    let request = Request { id: 1, call: Call::Restore(Box::new(restore)) };
+    let golden = concat!(
+        r#"{"id":1,"call":{"restore":{"version":"1.0.0","jail":{"uid":70001,"gid":70001},"#,
+        r#""kvm":0,"memory":1,"state":2,"root_image":3,"console":4}}}"#
+    );
+    assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);
+    let request = Request { id: 2, call: Call::Snapshot { memory: FdSlot(0), state: FdSlot(1) } };
+    let golden = r#"{"id":2,"call":{"snapshot":{"memory":0,"state":1}}}"#;
     assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
     assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);
 }

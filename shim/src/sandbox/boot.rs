@@ -13,6 +13,7 @@ use super::share::Places;
 use super::size::{Node, Size};
 use super::sockets::Sockets;
 use super::state::Record;
+use super::template::{self, Template};
 use super::vmm::Vmm;
 use super::volumes::Volumes;
 use super::{Inner, PodFiles, SandboxError, SandboxSpec, uid};
@@ -23,16 +24,19 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
-use vmm_protocol::{FdSlot, Jail, Machine};
+use vmm_protocol::{FdSlot, Jail, Machine, Restore};
 
 /// From the VMM's start to the agent's first answer. Ten microVMs that boot at once on one emulated processor take 100 s;
 /// kubelet waits for 240 s.
 const BOOT: Duration = Duration::from_secs(200);
+
+/// From the start of a VMM with a template to the agent's first answer; then the pod boots.
+const RESTORE: Duration = Duration::from_secs(30);
 
 /// For one connection to a guest that is up.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
@@ -41,14 +45,14 @@ pub(super) const CONNECT: Duration = Duration::from_secs(10);
 const ENTROPY: usize = 64;
 
 /// What a VMM needs, opened. Missing pieces are found before anything exists.
-struct Resources {
-    kvm: File,
-    kernel: File,
-    root_image: File,
+pub(super) struct Resources {
+    pub kvm: File,
+    pub kernel: File,
+    pub root_image: File,
 }
 
 impl Resources {
-    fn open(host: &Host) -> Result<Self, SandboxError> {
+    pub fn open(host: &Host) -> Result<Self, SandboxError> {
         for (what, path) in [("VMM", host.vmm()), ("file server", host.file_server())] {
             if !path.exists() {
                 return Err(SandboxError::NotInstalled { what, path });
@@ -62,6 +66,16 @@ impl Resources {
             kernel: installed("guest kernel", host.kernel())?,
             root_image: installed("guest image", host.root_image())?,
         })
+    }
+}
+
+impl Resources {
+    /// In the order of a machine's slots.
+    pub fn duplicates(&self) -> Result<[OwnedFd; 3], SandboxError> {
+        let duplicate = |file: &File| {
+            file.try_clone().map(OwnedFd::from).map_err(SandboxError::host("duplicate", "a descriptor for the VMM"))
+        };
+        Ok([duplicate(&self.kvm)?, duplicate(&self.kernel)?, duplicate(&self.root_image)?])
     }
 }
 
@@ -138,9 +152,9 @@ struct Started {
 }
 
 /// What a VMM needs on the node before it runs.
-struct Prepared {
-    cgroup: Cgroup,
-    uid: u32,
+pub(super) struct Prepared {
+    pub cgroup: Cgroup,
+    pub uid: u32,
     size: Size,
     network: PodNetwork,
 }
@@ -161,7 +175,7 @@ async fn prepare_and_start(
 }
 
 /// The record comes first.
-fn prepare(host: &Host, spec: &SandboxSpec, config: &Config) -> Result<Prepared, SandboxError> {
+pub(super) fn prepare(host: &Host, spec: &SandboxSpec, config: &Config) -> Result<Prepared, SandboxError> {
     let directory = host.directory(&spec.id);
     let cgroup = Cgroup::new(&host.cgroups, &spec.cgroup, &spec.id);
     Record { cgroup: spec.cgroup.clone(), made: cgroup.missing_parents(), netns: spec.netns.clone() }
@@ -173,7 +187,7 @@ fn prepare(host: &Host, spec: &SandboxSpec, config: &Config) -> Result<Prepared,
     Ok(Prepared { cgroup, uid, size, network })
 }
 
-async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
+pub(super) async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxError> {
     let (host, id) = (host.clone(), id.clone());
     super::attach::blocking(move || cleanup_on(&host, &id, PATIENT)).await
 }
@@ -195,24 +209,103 @@ async fn start(
     prepared: Prepared,
 ) -> Result<Started, SandboxError> {
     let Prepared { cgroup, uid, size, network } = prepared;
-    let vmm = Vmm::spawn(host, &cgroup, spec.oom_score, spec.pod.clone())?;
-    let (console, console_writer) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
-    lines::forward(console, Source::Console { debug: config.debug })?;
+    let (vmm, agent) = match restored(host, spec, config, &resources, &cgroup, uid, size).await {
+        Some(started) => started,
+        None => cold(host, spec, config, resources, &cgroup, uid, size).await?,
+    };
+    let listeners = network::plug(&vmm, &agent, network, sysctls(spec, true).collect()).await?;
+    Ok(Started { cgroup, memory_mib: size.memory_mib, vmm, agent, listeners })
+}
+
+/// Boots a kernel.
+async fn cold(
+    host: &Host,
+    spec: &SandboxSpec,
+    config: &Config,
+    resources: Resources,
+    cgroup: &Cgroup,
+    uid: u32,
+    size: Size,
+) -> Result<(Vmm, Agent), SandboxError> {
+    let vmm = Vmm::spawn(host, cgroup, spec.oom_score, spec.pod.clone())?;
+    let console = console(config)?;
     let machine = machine(size, config, uid);
-    let descriptors = [resources.kvm.into(), resources.kernel.into(), resources.root_image.into(), console_writer];
+    let descriptors = [resources.kvm.into(), resources.kernel.into(), resources.root_image.into(), console];
     vmm.boot(machine, &descriptors, BOOT).await?;
     // The console's log ends with the VMM.
     drop::<[OwnedFd; 4]>(descriptors);
     vmm.agent_ready().await?;
     let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
     configure(&agent, spec).await?;
-    let listeners = network::plug(&vmm, &agent, network, sysctls(spec, true).collect()).await?;
-    Ok(Started { cgroup, memory_mib: size.memory_mib, vmm, agent, listeners })
+    Ok((vmm, agent))
+}
+
+/// Makes the machine from the node's template. `None`: there is none for it, or it does not work, which is no reason for a pod
+/// not to start.
+async fn restored(
+    host: &Host,
+    spec: &SandboxSpec,
+    config: &Config,
+    resources: &Resources,
+    cgroup: &Cgroup,
+    uid: u32,
+    size: Size,
+) -> Option<(Vmm, Agent)> {
+    let inputs = template::Inputs { kernel: &resources.kernel, root_image: &resources.root_image };
+    let template = match template::open(host, inputs, size, config) {
+        Ok(template) => template?,
+        Err(error) => {
+            tracing::warn!(%error, "the template is not used: the pod boots");
+            return None;
+        }
+    };
+    let mut vmm = None;
+    let restoring = async {
+        let vmm = vmm.insert(Vmm::spawn(host, cgroup, spec.oom_score, spec.pod.clone())?);
+        let console = console(config)?;
+        let restore = Restore {
+            version: vmm_protocol::VERSION.to_owned(),
+            jail: Jail { uid, gid: uid },
+            kvm: FdSlot(0),
+            memory: FdSlot(1),
+            state: FdSlot(2),
+            root_image: FdSlot(3),
+            console: FdSlot(4),
+        };
+        let Template { memory, state } = &template;
+        let files = [&resources.kvm, memory, state, &resources.root_image].map(AsFd::as_fd);
+        vmm.restore(restore, &[&files[..], &[console.as_fd()]].concat(), RESTORE).await?;
+        let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
+        configure(&agent, spec).await?;
+        Ok(agent)
+    };
+    let result = timeout(RESTORE, restoring).await;
+    let result = result.unwrap_or_else(|_| Err(SandboxError::deadline("restoring the template", RESTORE)));
+    match (result, vmm) {
+        (Ok(agent), Some(vmm)) => Some((vmm, agent)),
+        (result, vmm) => {
+            let error = result.err().map_or_else(String::new, |error| error.to_string());
+            tracing::warn!(error, "the template is not used: the pod boots");
+            if let Some(vmm) = vmm {
+                vmm.killer().kill("its template does not work");
+                // The next one gets its user and its cgroup.
+                let _ = vmm.stopped().wait_for(Option::is_some).await;
+            }
+            None
+        }
+    }
+}
+
+/// The writing end of the guest kernel's log.
+fn console(config: &Config) -> Result<OwnedFd, SandboxError> {
+    let (console, writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
+    lines::forward(console, Source::Console { debug: config.debug })?;
+    Ok(writer)
 }
 
 /// Slots are positions in the order of `descriptors` above.
-fn machine(size: Size, config: &Config, uid: u32) -> Machine {
+pub(super) fn machine(size: Size, config: &Config, uid: u32) -> Machine {
     Machine {
         version: vmm_protocol::VERSION.to_owned(),
         jail: Jail { uid, gid: uid },
@@ -224,6 +317,7 @@ fn machine(size: Size, config: &Config, uid: u32) -> Machine {
         root_image: FdSlot(2),
         console: FdSlot(3),
         debug_serial: config.debug,
+        template: false,
     }
 }
 

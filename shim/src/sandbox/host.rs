@@ -15,6 +15,8 @@ pub(super) struct Host {
     prefix: PathBuf,
     /// Runtime state; gone after a reboot.
     run: PathBuf,
+    /// State that survives a reboot.
+    state: PathBuf,
     /// The cgroup v2 hierarchy.
     pub cgroups: PathBuf,
 }
@@ -24,12 +26,17 @@ impl Host {
     pub fn of_this_program() -> Result<Self, SandboxError> {
         let program = std::fs::read_link("/proc/self/exe").map_err(SandboxError::host("read", "/proc/self/exe"))?;
         let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/")).to_owned();
-        Ok(Self { prefix, run: bulkhead_config::RUN_DIRECTORY.into(), cgroups: "/sys/fs/cgroup".into() })
+        Ok(Self {
+            prefix,
+            run: bulkhead_config::RUN_DIRECTORY.into(),
+            state: bulkhead_config::STATE_DIRECTORY.into(),
+            cgroups: "/sys/fs/cgroup".into(),
+        })
     }
 
     #[cfg(test)]
     pub fn below(root: &Path) -> Self {
-        Self { prefix: root.join("opt"), run: root.join("run"), cgroups: root.join("cgroup") }
+        Self { prefix: root.join("opt"), run: root.join("run"), state: root.join("var"), cgroups: root.join("cgroup") }
     }
 
     pub fn vmm(&self) -> PathBuf {
@@ -51,6 +58,11 @@ impl Host {
     /// An empty file system, to be copied for each writable disk.
     pub fn scratch_template(&self) -> PathBuf {
         self.prefix.join("share/scratch.ext4")
+    }
+
+    /// Machines that pods are made from.
+    pub fn templates(&self) -> PathBuf {
+        self.state.join("templates")
     }
 
     /// One file for each user id in use, with the owner's name in it.

@@ -42,6 +42,7 @@ mod sockets;
 mod spec;
 mod state;
 mod storage;
+mod template;
 mod uid;
 mod vmm;
 mod volumes;
@@ -314,6 +315,16 @@ impl Inner {
 
 /// Removes what a sandbox left on the node, from its recorded state alone: for `delete`, after the shim died.
 /// Idempotent; a sandbox that never existed is fine. Takes less than 5 s and never asks the guest.
+/// Whether the node's template is there and fits.
+pub fn has_template(config: &Config) -> Result<bool, SandboxError> {
+    template::exists(&Host::of_this_program()?, config)
+}
+
+/// Makes the node's template anew.
+pub async fn build_template(config: &Config) -> Result<(), SandboxError> {
+    template::build(Host::of_this_program()?, config).await
+}
+
 pub fn cleanup(namespace: &Identifier, id: &Identifier) -> Result<(), SandboxError> {
     cleanup::cleanup_on(&Host::of_this_program()?, &SandboxId::new(namespace, id), cleanup::BRIEF)
 }

@@ -65,6 +65,7 @@ impl Vmm {
             root_image: FdSlot(2),
             console: FdSlot(3),
             debug_serial: false,
+            template: false,
         };
         let descriptors = [kvm.as_fd(), kernel.as_fd(), root_image.as_fd(), console_end.as_fd()];
         vmm.send(Call::Boot(Box::new(machine)), &descriptors)?;

@@ -20,16 +20,18 @@ impl ContainerdLog {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// The lines so far that have this text.
+    pub fn lines_with(&self, text: &str) -> Vec<String> {
+        let log = Self::read();
+        let fresh = log.get(self.start..).unwrap_or_default().lines();
+        fresh.filter(|line| line.contains(text)).map(str::to_owned).collect()
+    }
+
     /// The lines that have this text, once there is one and a second for others has passed.
     #[track_caller]
     pub fn wait_for(&self, text: &str) -> Vec<String> {
-        let lines = || {
-            let log = Self::read();
-            let fresh = log.get(self.start..).unwrap_or_default().lines();
-            fresh.filter(|line| line.contains(text)).map(str::to_owned).collect::<Vec<_>>()
-        };
-        eventually(&format!("the log says {text:?}"), || !lines().is_empty());
+        eventually(&format!("the log says {text:?}"), || !self.lines_with(text).is_empty());
         std::thread::sleep(Duration::from_secs(1));
-        lines()
+        self.lines_with(text)
     }
 }

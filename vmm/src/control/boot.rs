@@ -4,11 +4,11 @@
 
 use super::channel::{ChannelError, Descriptors};
 use crate::jail::{self, ThreadKind};
-use crate::machine::{Description, Machine, MachineError, Resources};
+use crate::machine::{self, Description, Machine, MachineError, Resources, RestoreResources, SnapshotError};
 use kvm_ioctls::Kvm;
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, VERSION};
 
 /// The KVM interface that this is written for; it has never changed.
@@ -30,6 +30,8 @@ pub enum BootError {
     Jail(#[from] jail::JailError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error("cannot restore the template")]
+    Restore(#[from] SnapshotError),
     #[error("cannot start the vCPUs")]
     Vcpu(#[source] io::Error),
     #[error("cannot confine the main thread")]
@@ -40,10 +42,10 @@ pub enum BootError {
 pub fn boot(request: &vmm_protocol::Machine, mut descriptors: Descriptors) -> Result<Machine, BootError> {
     let description = validate(request)?;
     let kvm = descriptors.take(request.kvm)?;
-    // SAFETY: the descriptor is ours, and goes over to the wrapper.
-    let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+    // A machine that is to be saved asks KVM again then.
+    let template = request.template.then(|| kvm.try_clone().map(wrap)).transpose().map_err(BootError::Vcpu)?;
     let resources = Resources {
-        kvm,
+        kvm: wrap(kvm),
         kernel: File::from(descriptors.take(request.kernel)?),
         root_image: File::from(descriptors.take(request.root_image)?),
         console: descriptors.take(request.console)?,
@@ -55,6 +57,11 @@ pub fn boot(request: &vmm_protocol::Machine, mut descriptors: Descriptors) -> Re
         return Err(BootError::NotKvm);
     }
     let mut machine = Machine::new(&description, resources)?;
+    if let Some(kvm) = template {
+        // No tenant's guest ever runs in this process, and saving takes what filters forbid.
+        machine.run_as_template(kvm, request.memory_mib).map_err(BootError::Vcpu)?;
+        return Ok(machine);
+    }
     machine.run().map_err(BootError::Vcpu)?;
     // Last, since the filter of the main thread lets it make no machine and no vCPU. Until here nothing of the guest
     // reaches this thread: devices start from the loop that follows.
@@ -62,10 +69,43 @@ pub fn boot(request: &vmm_protocol::Machine, mut descriptors: Descriptors) -> Re
     Ok(machine)
 }
 
-fn validate(request: &vmm_protocol::Machine) -> Result<Description, BootError> {
-    if request.version != VERSION {
-        return Err(BootError::Version(request.version.clone()));
+/// Makes the machine from a template. The state is read and parsed in the jail: it could be anything.
+pub fn restore(request: &vmm_protocol::Restore, mut descriptors: Descriptors) -> Result<Machine, BootError> {
+    check_version(&request.version)?;
+    let state = File::from(descriptors.take(request.state)?);
+    let resources = RestoreResources {
+        kvm: wrap(descriptors.take(request.kvm)?),
+        memory: File::from(descriptors.take(request.memory)?),
+        root_image: File::from(descriptors.take(request.root_image)?),
+        console: descriptors.take(request.console)?,
+    };
+    drop(descriptors);
+
+    jail::enter(&request.jail)?;
+    if resources.kvm.get_api_version() != KVM_API {
+        return Err(BootError::NotKvm);
     }
+    let content = machine::read_state(&state)?;
+    drop(state);
+    let mut machine = Machine::restore(&content, resources)?;
+    machine.run().map_err(BootError::Vcpu)?;
+    // Last, as in `boot`. Devices have started already: their threads have filters of their own.
+    jail::confine_thread(ThreadKind::Main).map_err(BootError::Confine)?;
+    Ok(machine)
+}
+
+/// The wrapper of `/dev/kvm`.
+fn wrap(kvm: OwnedFd) -> Kvm {
+    // SAFETY: the descriptor is ours, and goes over to the wrapper.
+    unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) }
+}
+
+fn check_version(version: &str) -> Result<(), BootError> {
+    if version == VERSION { Ok(()) } else { Err(BootError::Version(version.to_owned())) }
+}
+
+fn validate(request: &vmm_protocol::Machine) -> Result<Description, BootError> {
+    check_version(&request.version)?;
     if !(1..=MAX_VCPUS).contains(&request.vcpus) {
         return Err(BootError::Vcpus(request.vcpus));
     }
@@ -97,6 +137,7 @@ mod tests {
             root_image: FdSlot(2),
             console: FdSlot(3),
             debug_serial: false,
+            template: false,
         }
     }
 

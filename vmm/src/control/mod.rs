@@ -26,7 +26,7 @@ use vmm_protocol::{Answer, Call, Event, MAX_ERROR, Message, Reply};
 pub enum ControlError {
     #[error("control socket failed")]
     Channel(#[from] ChannelError),
-    #[error("first request is not boot")]
+    #[error("first request is neither boot nor restore")]
     NotBoot,
     #[error("machine does not boot")]
     Boot(#[from] BootError),
@@ -38,14 +38,19 @@ pub enum ControlError {
 pub fn run<S: AsFd>(socket: S) -> Result<(), ControlError> {
     let channel = Channel::new(socket);
     let Some((request, descriptors)) = channel.receive()? else { return Ok(()) };
-    let Call::Boot(machine) = request.call else {
-        reply(&channel, request.id, Err(ControlError::NotBoot.to_string()))?;
-        return Err(ControlError::NotBoot);
+    // The agent of a restored machine has said that it is ready, in the template.
+    let (made, agent_ready) = match request.call {
+        Call::Boot(machine) => (boot::boot(&machine, descriptors), false),
+        Call::Restore(restore) => (boot::restore(&restore, descriptors), true),
+        _ => {
+            reply(&channel, request.id, Err(ControlError::NotBoot.to_string()))?;
+            return Err(ControlError::NotBoot);
+        }
     };
-    match boot::boot(&machine, descriptors) {
+    match made {
         Ok(machine) => {
             reply(&channel, request.id, Ok(Answer::Done))?;
-            Session::new(channel, machine).map_err(ControlError::Wait)?.serve()
+            Session::new(channel, machine, agent_ready).map_err(ControlError::Wait)?.serve()
         }
         Err(error) => {
             reply(&channel, request.id, Err(sentence(&error)))?;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use vmm_protocol::{Answer, Call, Device, Event, LayerAccess, Request, StopReason};
+use vmm_protocol::{Answer, Call, Device, Event, FdSlot, LayerAccess, Request, StopReason};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -70,7 +70,7 @@ pub struct Session<S> {
 }
 
 impl<S: AsFd> Session<S> {
-    pub fn new(channel: Channel<S>, machine: Machine) -> io::Result<Self> {
+    pub fn new(channel: Channel<S>, machine: Machine, agent_ready: bool) -> io::Result<Self> {
         let answers = Answers::new()?;
         let epoll = Epoll::new()?;
         let sources = [
@@ -85,7 +85,7 @@ impl<S: AsFd> Session<S> {
             epoll.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, token))?;
         }
         let departures = Departures::default();
-        Ok(Self { channel, machine, answers: Arc::new(answers), departures, epoll, agent_ready: false })
+        Ok(Self { channel, machine, answers: Arc::new(answers), departures, epoll, agent_ready })
     }
 
     /// Serves the machine and the shim until one of them is gone.
@@ -116,7 +116,7 @@ impl<S: AsFd> Session<S> {
     fn handle(&mut self, token: u64) -> Result<Next, ControlError> {
         match token {
             CONTROL => match self.channel.receive() {
-                Ok(Some((request, descriptors))) => self.request(request, descriptors)?,
+                Ok(Some((request, descriptors))) => return Ok(self.request(request, descriptors)?),
                 Ok(None) => return Ok(Next::End),
                 Err(error) => return Err(error.into()),
             },
@@ -152,15 +152,21 @@ impl<S: AsFd> Session<S> {
     }
 
     /// Carries out a request. One that fails is answered so; the machine goes on.
-    fn request(&mut self, request: Request, descriptors: Descriptors) -> Result<(), ChannelError> {
+    fn request(&mut self, request: Request, descriptors: Descriptors) -> Result<Next, ChannelError> {
         let id = request.id;
         let result = match request.call {
-            Call::Boot(_) => Err("machine has booted already".into()),
+            Call::Boot(_) | Call::Restore(_) => Err("machine has booted already".into()),
+            Call::Snapshot { .. } if !self.machine.is_template() => Err("machine was not booted as a template".into()),
+            Call::Snapshot { memory, state } => {
+                let result = self.snapshot(descriptors, memory, state);
+                reply(&self.channel, id, result.map(|()| Answer::Done))?;
+                return Ok(Next::End);
+            }
             Call::Attach(device) => self.attach(device, descriptors),
             Call::Detach { device } => match self.machine.detach(device) {
                 Some(device) => {
                     self.departures.begin(id, device, &self.answers, Instant::now());
-                    return Ok(());
+                    return Ok(Next::Wait);
                 }
                 None => Err(format!("no device {} is attached", device.0)),
             },
@@ -171,12 +177,20 @@ impl<S: AsFd> Session<S> {
                         answers.push(id, result.map(|()| Answer::Done).map_err(|error| sentence(&error)));
                     };
                     self.machine.connector().connect(port, stream, Box::new(done));
-                    return Ok(());
+                    return Ok(Next::Wait);
                 }
                 Err(error) => Err(sentence(&error)),
             },
         };
-        reply(&self.channel, id, result)
+        reply(&self.channel, id, result)?;
+        Ok(Next::Wait)
+    }
+
+    /// The machine is spent afterwards.
+    fn snapshot(&mut self, mut descriptors: Descriptors, memory: FdSlot, state: FdSlot) -> Result<(), String> {
+        let memory = descriptors.take(memory).map_err(|error| sentence(&error))?;
+        let state = descriptors.take(state).map_err(|error| sentence(&error))?;
+        self.machine.snapshot(&File::from(memory), &File::from(state)).map_err(|error| sentence(&error))
     }
 
     fn attach(&mut self, device: Device, descriptors: Descriptors) -> Result<Answer, String> {

@@ -1,5 +1,6 @@
 //! What a vCPU's exit from the guest leads to.
 
+use super::latch::AddressLatch;
 use super::regions::ReadOnly;
 use super::serial::{self, DebugSerial};
 use crate::pci::{Bus, CONFIG_ADDRESS, CONFIG_DATA};
@@ -11,6 +12,7 @@ use vmm_protocol::StopReason;
 #[derive(Debug)]
 pub struct Exits {
     pub bus: Arc<Bus>,
+    pub latch: AddressLatch,
     pub serial: Option<DebugSerial>,
     /// Guest addresses of images that are mapped.
     pub read_only: Arc<ReadOnly>,
@@ -55,6 +57,7 @@ impl Exits {
     fn read_port(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         if is_config(port) {
+            self.catch_up();
             self.bus.read_port(port, data);
         } else if let (Some(serial), Some(register), [value]) = (&self.serial, serial_register(port), data) {
             *value = serial.read(register);
@@ -63,9 +66,17 @@ impl Exits {
 
     fn write_port(&self, port: u16, data: &[u8]) {
         if is_config(port) {
+            self.catch_up();
             self.bus.write_port(port, data);
         } else if let (Some(serial), Some(register), [value]) = (&self.serial, serial_register(port), data) {
             serial.write(register, *value);
+        }
+    }
+
+    /// What KVM collected came before the access that is carried out now.
+    pub fn catch_up(&self) {
+        if let Some(address) = self.latch.take() {
+            self.bus.write_port(CONFIG_ADDRESS, &address.to_le_bytes());
         }
     }
 

@@ -2,23 +2,17 @@
 
 use crate::pci::Vector;
 use crate::virtio::transport::Doorbells;
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
-};
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
-/// Lines of the I/O APIC; messages are numbered from here on.
-const LINES: u32 = 24;
-const LINES_PER_PIC: u32 = 8;
 /// Numbers for the messages of one slot.
 const VECTORS_PER_SLOT: u32 = 64;
 
-/// Routes of all vectors, and of the lines that KVM's own timer and the debug serial port use.
+/// Routes of all vectors. There are no others: the machine has no interrupt lines.
 #[derive(Debug)]
 pub struct Interrupts {
     vm: Arc<VmFd>,
@@ -26,7 +20,7 @@ pub struct Interrupts {
 }
 
 fn number(slot: u8, vector: u32) -> u32 {
-    LINES + u32::from(slot) * VECTORS_PER_SLOT + vector
+    u32::from(slot) * VECTORS_PER_SLOT + vector
 }
 
 impl Interrupts {
@@ -56,7 +50,7 @@ impl Interrupts {
 
     /// Gives KVM the routes as the guest has programmed them now.
     pub fn apply(&self) -> io::Result<()> {
-        let mut entries = line_routes();
+        let mut entries = Vec::new();
         let mut routed = Vec::new();
         for (slot, vectors) in &self.slots {
             for (vector, index) in vectors.iter().zip(0..) {
@@ -83,20 +77,6 @@ impl Interrupts {
         }
         Ok(())
     }
-}
-
-/// What KVM starts with: each line goes to the I/O APIC, and the first sixteen to the legacy controllers too.
-/// `KVM_SET_GSI_ROUTING` replaces all routes, so these have to be repeated.
-fn line_routes() -> Vec<kvm_irq_routing_entry> {
-    let route = |line: u32, chip: u32, pin: u32| {
-        let mut entry = kvm_irq_routing_entry { gsi: line, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-        entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: chip, pin };
-        entry
-    };
-    let ioapic = (0..LINES).map(|line| route(line, KVM_IRQCHIP_IOAPIC, line));
-    let master = (0..LINES_PER_PIC).map(|line| route(line, KVM_IRQCHIP_PIC_MASTER, line));
-    let slave = (0..LINES_PER_PIC).map(|pin| route(LINES_PER_PIC + pin, KVM_IRQCHIP_PIC_SLAVE, pin));
-    ioapic.chain(master).chain(slave).collect()
 }
 
 /// Doorbells as ioeventfds.

@@ -1,9 +1,13 @@
-//! Loads an ELF kernel by mapping its file over guest memory.
+//! Loads an ELF kernel by mapping its file over guest memory, except for its code.
 //!
-//! Whole pages of a segment are private mappings of the file: all guests share the page cache until they write. The
-//! parts of pages at a segment's ends are copied, so that bytes of the file that belong to no segment never show, and
-//! segments may meet inside a page. What a segment has in memory only is zero, as fresh guest memory is.
-#![expect(unsafe_code, reason = "maps a file over guest memory")]
+//! Whole pages of a segment are private mappings of the file: all guests share the page cache until they write. Code,
+//! which each guest patches, is copied, into huge pages where the host has them; pages of writable segments are made the
+//! guest's own before it runs, since it writes to all of them. The parts of pages at a segment's ends are copied too, so
+//! that bytes of the file that belong to no segment never show, and segments may meet inside a page. What a segment has
+//! in memory only is zero, as fresh guest memory is.
+#![expect(unsafe_code, reason = "maps a file over guest memory, and reads it into guest memory")]
+
+mod code;
 
 use super::x86_64::layout::HIGH_MEMORY;
 use crate::virtio::device::GuestMemory;
@@ -23,6 +27,7 @@ const LITTLE_ENDIAN: u8 = 1;
 const EXECUTABLE: u16 = 2;
 const X86_64: u16 = 62;
 const LOAD: u32 = 1;
+const WRITABLE: u32 = 2;
 
 /// Kernels have about five.
 const MAX_PROGRAM_HEADERS: u16 = 64;
@@ -57,10 +62,19 @@ struct Segment {
     index: usize,
     file: Range<u64>,
     memory: Range<u64>,
+    writable: bool,
 }
 
-/// Puts the kernel into guest memory and returns its entry. Nothing else may use the memory yet.
-pub fn load(kernel: &File, memory: &GuestMemory) -> Result<u64, KernelError> {
+/// A kernel in guest memory.
+#[derive(Debug)]
+pub struct Kernel {
+    pub entry: u64,
+    /// Guest addresses that it writes to while it boots, and that have memory of their own already.
+    pub written: Vec<Range<u64>>,
+}
+
+/// Puts the kernel into guest memory. Nothing else may use the memory yet.
+pub fn load(kernel: &File, memory: &GuestMemory) -> Result<Kernel, KernelError> {
     let header = read_header(kernel)?;
     let segments = segments(kernel, &header, memory)?;
     let entered = |segment: &Segment| {
@@ -70,10 +84,12 @@ pub fn load(kernel: &File, memory: &GuestMemory) -> Result<u64, KernelError> {
     if !segments.iter().any(entered) {
         return Err(KernelError::Entry);
     }
+    let parts = code::parts(kernel, &header);
+    let mut written = Vec::new();
     for segment in &segments {
-        place(kernel, segment, memory)?;
+        written.extend(place(kernel, segment, &parts, memory)?);
     }
-    Ok(header.e_entry)
+    Ok(Kernel { entry: header.e_entry, written })
 }
 
 fn read_header(kernel: &File) -> Result<Elf64_Ehdr, KernelError> {
@@ -129,18 +145,56 @@ fn check(index: usize, program: &Elf64_Phdr, file_length: u64, memory: &GuestMem
     if program.p_filesz != 0 && program.p_paddr % PAGE != program.p_offset % PAGE {
         return Err(KernelError::Misaligned(index));
     }
-    Ok(Segment { index, file: program.p_offset..file_end, memory: program.p_paddr..memory_end })
+    let writable = program.p_flags & WRITABLE != 0;
+    Ok(Segment { index, file: program.p_offset..file_end, memory: program.p_paddr..memory_end, writable })
 }
 
-/// Maps the segment's whole pages and copies the rest.
-fn place(kernel: &File, segment: &Segment, memory: &GuestMemory) -> Result<(), KernelError> {
+/// Maps the segment's whole pages and copies the rest. Returns what of it the guest will write to.
+fn place(
+    kernel: &File,
+    segment: &Segment,
+    code: &[Range<u64>],
+    memory: &GuestMemory,
+) -> Result<Vec<Range<u64>>, KernelError> {
     let whole = segment.file.start.next_multiple_of(PAGE)..segment.file.end - segment.file.end % PAGE;
     if whole.is_empty() {
-        return copy(kernel, segment, segment.file.clone(), memory);
+        copy(kernel, segment, segment.file.clone(), memory)?;
+        return Ok(Vec::new());
     }
     copy(kernel, segment, segment.file.start..whole.start, memory)?;
-    map(kernel, segment, whole.clone(), memory)?;
-    copy(kernel, segment, whole.end..segment.file.end, memory)
+    copy(kernel, segment, whole.end..segment.file.end, memory)?;
+    if segment.writable {
+        // Data, and what Linux needs for its start only: it overwrites all of that when it gives it up.
+        map(kernel, segment, whole, memory)?;
+        own(segment, memory)?;
+        return Ok(vec![segment.memory.clone()]);
+    }
+    let mut written = Vec::new();
+    let mut placed = whole.start;
+    for part in code {
+        let start = (part.start - part.start % PAGE).max(placed);
+        let pages = start..part.end.div_ceil(PAGE).saturating_mul(PAGE).min(whole.end);
+        if !pages.is_empty() {
+            map(kernel, segment, placed..pages.start, memory)?;
+            read(kernel, segment, pages.clone(), memory)?;
+            written.push(guest_address(segment, pages.start).0..guest_address(segment, pages.end).0);
+            placed = pages.end;
+        }
+    }
+    map(kernel, segment, placed..whole.end, memory)?;
+    Ok(written)
+}
+
+/// Gives the guest pages of its own for all of the segment. What it has in memory only, it clears first of all.
+fn own(segment: &Segment, memory: &GuestMemory) -> Result<(), KernelError> {
+    let start = segment.memory.start - segment.memory.start % PAGE;
+    let beyond = || KernelError::BeyondMemory(segment.index);
+    let length = usize::try_from(segment.memory.end - start).map_err(|_| beyond())?;
+    let target = memory.get_slice(GuestAddress(start), length).map_err(|_| beyond())?;
+    // SAFETY: `target` is `length` bytes of guest memory, and no content changes. Where the host cannot do it, each page
+    // becomes the guest's own when it writes to it.
+    unsafe { libc::madvise(target.ptr_guard_mut().as_ptr().cast(), length, libc::MADV_POPULATE_WRITE) };
+    Ok(())
 }
 
 fn guest_address(segment: &Segment, file_offset: u64) -> GuestAddress {
@@ -156,7 +210,25 @@ fn copy(kernel: &File, segment: &Segment, part: Range<u64>, memory: &GuestMemory
         .map_err(|error| KernelError::Copy(segment.index, error))
 }
 
+/// Copies whole pages.
+fn read(kernel: &File, segment: &Segment, part: Range<u64>, memory: &GuestMemory) -> Result<(), KernelError> {
+    let length = usize::try_from(part.end - part.start).map_err(|_| KernelError::BeyondFile(segment.index))?;
+    let target = memory
+        .get_slice(guest_address(segment, part.start), length)
+        .map_err(|_| KernelError::BeyondMemory(segment.index))?;
+    let start = target.ptr_guard_mut();
+    // SAFETY: `target` is `length` bytes of one region of guest memory, aligned to pages since the region is and the
+    // segment was checked. Where the host has no huge pages the call fails and nothing is different.
+    unsafe { libc::madvise(start.as_ptr().cast(), length, libc::MADV_HUGEPAGE) };
+    // SAFETY: as above, and nobody else uses the memory yet.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), length) };
+    kernel.read_exact_at(bytes, part.start).map_err(KernelError::Read)
+}
+
 fn map(kernel: &File, segment: &Segment, part: Range<u64>, memory: &GuestMemory) -> Result<(), KernelError> {
+    if part.is_empty() {
+        return Ok(());
+    }
     let overflow = |_| KernelError::BeyondFile(segment.index);
     let length = usize::try_from(part.end - part.start).map_err(overflow)?;
     let offset = libc::off_t::try_from(part.start).map_err(overflow)?;

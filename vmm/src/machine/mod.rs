@@ -1,13 +1,16 @@
-//! The machine: guest memory, interrupt controllers, vCPUs, a PCI bus with devices.
+//! The machine: guest memory, vCPUs with their local interrupt controllers, a PCI bus with devices.
 
 mod devices;
 mod exits;
 mod interrupts;
 mod kernel;
+mod latch;
 mod memory;
+mod prefault;
 mod regions;
 mod serial;
 mod setup;
+mod snapshot;
 mod vcpu;
 mod x86_64;
 
@@ -15,19 +18,24 @@ pub use devices::{Attachment, DeviceError};
 pub use kernel::KernelError;
 pub use memory::MemoryError;
 pub use setup::{Description, MachineError, Resources};
+pub use snapshot::{RestoreResources, SnapshotError, read_state};
 pub use vcpu::Stop;
+pub(crate) use vcpu::run_until;
 
 use crate::pci::{Bus, SLOTS};
 use crate::virtio::device::{GuestMemory, VirtioDevice};
 use crate::virtio::failure::Failures;
 use crate::virtio::transport::{Attention, VirtioFunction};
 use crate::virtio::vsock::Connector;
-use exits::Exits;
+pub(crate) use exits::Exits;
 use interrupts::{Interrupts, KvmDoorbells};
 use kvm_ioctls::{VcpuFd, VmFd};
+#[cfg(test)]
+pub(crate) use latch::AddressLatch;
 use regions::Regions;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use vmm_protocol::{DeviceId, PciAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -56,6 +64,10 @@ pub struct Machine {
     regions: Regions,
     /// Where those are that were attached, by slot.
     mapped: HashMap<u8, u64>,
+    /// Guest addresses of the root image.
+    root_image: Range<u64>,
+    /// Of a machine that is to be saved.
+    template: Option<snapshot::Template>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -3,8 +3,10 @@
 use super::devices;
 use super::exits::Exits;
 use super::interrupts::{Interrupts, KvmDoorbells};
-use super::kernel::{self, KernelError};
+use super::kernel::{self, Kernel, KernelError};
+use super::latch::AddressLatch;
 use super::memory::{self, MemoryError};
+use super::prefault;
 use super::regions::Regions;
 use super::serial::DebugSerial;
 use super::vcpu::Stop;
@@ -14,13 +16,14 @@ use crate::pci::Bus;
 use crate::virtio::device::GuestMemory;
 use crate::virtio::failure::Failures;
 use crate::virtio::transport::Attention;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -29,9 +32,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Parameters that belong to this machine and its root image.
 ///
 /// `reboot=t`: a triple fault is the one way out of a machine without firmware. `panic=-1`: a guest that panicked
-/// helps nobody by waiting.
+/// helps nobody by waiting. `rcu_expedited`: whoever waits for the end of a grace period is a container being made or
+/// removed. `slab_sysfs_init`: a directory for each of 200 caches, of which nobody reads any.
 const COMMAND_LINE: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro init=/init \
-    reboot=t panic=-1 tsc=reliable";
+    reboot=t panic=-1 tsc=reliable rcupdate.rcu_expedited=1 initcall_blacklist=slab_sysfs_init";
 const QUIET: &str = "console=hvc0 quiet 8250.nr_uarts=0";
 /// The last console is init's `/dev/console`, which the polled serial port cannot be.
 const DEBUG_SERIAL: &str = "earlyprintk=ttyS0,115200 8250.nr_uarts=1 console=ttyS0 console=hvc0";
@@ -59,6 +63,21 @@ pub struct Resources {
     pub console: OwnedFd,
 }
 
+/// A machine without its devices.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub vm: Vm,
+    pub vcpus: Vec<VcpuFd>,
+    /// RAM alone.
+    pub memory: GuestMemory,
+    pub regions: Regions,
+    /// Where the root image is.
+    pub root_image: Range<u64>,
+    pub console: OwnedFd,
+    pub debug_serial: bool,
+    pub processors: u8,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     #[error(transparent)]
@@ -77,6 +96,8 @@ pub enum MachineError {
     RootImage(#[source] io::Error),
     #[error("root image is {0} bytes long, which is not a multiple of 2 MiB")]
     RootLength(u64),
+    #[error("KVM cannot collect the guest's writes to the PCI address port")]
+    Latch(#[source] io::Error),
     #[error("cannot make an event descriptor")]
     Events(#[source] io::Error),
     #[error("cannot add a device to the machine")]
@@ -84,7 +105,7 @@ pub enum MachineError {
 }
 
 /// Names the step of a failed KVM call.
-fn kvm<T>(step: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, MachineError> {
+pub(super) fn kvm<T>(step: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, MachineError> {
     result.map_err(|error| MachineError::Kvm(step, error))
 }
 
@@ -93,28 +114,42 @@ impl Machine {
     pub fn new(description: &Description, resources: Resources) -> Result<Self, MachineError> {
         let ram = layout::ram(u64::from(description.memory_mib) << 20);
         let memory = memory::guest_memory(&ram)?;
-        let root_length = resources.root_image.metadata().map_err(MachineError::RootImage)?.len();
-        if root_length == 0 || !root_length.is_multiple_of(ROOT_ALIGNMENT) {
-            return Err(MachineError::RootLength(root_length));
-        }
-        let entry = load_guest(description, &resources.kernel, &ram, &memory)?;
+        let root_length = root_length(&resources.root_image)?;
+        let kernel = load_guest(description, &resources.kernel, &ram, &memory)?;
 
         let vm = create_vm(&resources.kvm)?;
         let mut regions = Regions::new(Arc::clone(&vm), &ram, memory::give_ram(&vm, &memory)?)?;
         let root_image = regions.add(&[(&resources.root_image, 0..root_length)])?;
-        let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, entry)?;
+        let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, kernel.entry)?;
+        kernel.written.iter().for_each(|range| prefault::map(&vcpus[0], range));
 
-        let serial = if description.debug_serial {
-            let log = resources.console.try_clone().map_err(MachineError::Events)?;
+        Self::assemble(Parts {
+            vm,
+            vcpus,
+            memory,
+            regions,
+            root_image,
+            console: resources.console,
+            debug_serial: description.debug_serial,
+            processors: description.vcpus,
+        })
+    }
+
+    /// Adds bus and devices.
+    pub(super) fn assemble(parts: Parts) -> Result<Self, MachineError> {
+        let Parts { vm, vcpus, memory, regions, root_image, console, debug_serial, processors } = parts;
+        let serial = if debug_serial {
+            let log = console.try_clone().map_err(MachineError::Events)?;
             Some(DebugSerial::new(log).map_err(MachineError::Events)?)
         } else {
             None
         };
         let bus = Arc::new(Bus::new());
-        let exits = Exits { bus: Arc::clone(&bus), serial, read_only: regions.addresses() };
+        let latch = AddressLatch::new(&vm, &vcpus[0]).map_err(MachineError::Latch)?;
+        let exits = Exits { bus: Arc::clone(&bus), latch, serial, read_only: regions.addresses() };
         let ready = EventFd::new(EFD_NONBLOCK).map_err(MachineError::Events)?;
         let signal = ready.try_clone().map_err(MachineError::Events)?;
-        let (cold, connector) = devices::cold(&root_image, resources.console, signal).map_err(MachineError::Events)?;
+        let (cold, connector) = devices::cold(&root_image, console, signal).map_err(MachineError::Events)?;
 
         let mut machine = Self {
             memory: regions.and_ram(&memory)?,
@@ -129,11 +164,13 @@ impl Machine {
             connector,
             ready,
             stop: Arc::new(Stop::new().map_err(MachineError::Events)?),
-            processors: description.vcpus,
+            processors,
             vcpus,
             exits: Arc::new(exits),
             regions,
             mapped: HashMap::new(),
+            root_image,
+            template: None,
         };
         for (slot, device) in cold {
             machine.insert(slot, device)?;
@@ -142,21 +179,28 @@ impl Machine {
     }
 }
 
-/// Kernel, command line and tables into guest memory. Returns the kernel's entry.
+/// How long the root image is; it fills its region.
+pub(super) fn root_length(image: &File) -> Result<u64, MachineError> {
+    let length = image.metadata().map_err(MachineError::RootImage)?.len();
+    let fits = length > 0 && length.is_multiple_of(ROOT_ALIGNMENT);
+    if fits { Ok(length) } else { Err(MachineError::RootLength(length)) }
+}
+
+/// Kernel, command line and tables into guest memory.
 fn load_guest(
     description: &Description,
-    kernel: &File,
+    file: &File,
     ram: &[std::ops::Range<u64>],
     memory: &GuestMemory,
-) -> Result<u64, MachineError> {
+) -> Result<Kernel, MachineError> {
     let command_line = command_line(description)?;
-    let entry = kernel::load(kernel, memory)?;
+    let kernel = kernel::load(file, memory)?;
     memory.write_slice(&command_line, GuestAddress(layout::COMMAND_LINE))?;
     memory.write_slice(&mptable::table(description.vcpus), GuestAddress(layout::MP_TABLE))?;
     registers::write_tables(memory)?;
     let zero_page = BootParams::new(&boot_params::zero_page(ram), GuestAddress(layout::ZERO_PAGE));
     LinuxBootConfigurator::write_bootparams(&zero_page, memory.as_ref()).map_err(MachineError::ZeroPage)?;
-    Ok(entry)
+    Ok(kernel)
 }
 
 /// The kernel's command line with its terminating zero.
@@ -171,19 +215,23 @@ fn command_line(description: &Description) -> Result<Vec<u8>, MachineError> {
     Ok(bytes)
 }
 
-fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
+pub(super) fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
     let vm = kvm("create a machine", kvm_device.create_vm())?;
-    // Both before the first vCPU.
+    // All before the first vCPU.
     kvm("place its task state", vm.set_tss_address(layout::KVM_TSS))?;
     kvm("place its identity map", vm.set_identity_map_address(layout::KVM_IDENTITY_MAP))?;
-    kvm("create interrupt controllers", vm.create_irq_chip())?;
-    let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    kvm("create a timer", vm.create_pit2(timer))?;
+    // Local APICs, and no line of any other controller.
+    let local = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    kvm("create local interrupt controllers", vm.enable_cap(&local))?;
     Ok(Arc::new(vm))
 }
 
+pub(super) fn supported_cpuid(kvm_device: &Kvm) -> Result<CpuId, MachineError> {
+    kvm("tell its CPUID", kvm_device.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))
+}
+
 fn create_vcpus(kvm_device: &Kvm, vm: &Vm, count: u8, entry: u64) -> Result<Vec<VcpuFd>, MachineError> {
-    let supported = kvm("tell its CPUID", kvm_device.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+    let supported = supported_cpuid(kvm_device)?;
     let tsc_deadline = kvm_device.check_extension(Cap::TscDeadlineTimer);
     (0..count)
         .map(|id| {

@@ -31,7 +31,7 @@ impl Stop {
     }
 
     /// The first reason counts.
-    fn signal(&self, reason: StopReason) {
+    pub fn signal(&self, reason: StopReason) {
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         if self.event.write(1).is_err() {
             // Nobody would ever learn of it: an ended process is what the shim watches for.
@@ -61,7 +61,16 @@ pub fn spawn(vcpu: VcpuFd, exits: Arc<Exits>, stop: Arc<Stop>) -> io::Result<()>
 const MAX_REFUSALS: u32 = 4;
 
 /// Runs a vCPU until its guest stops.
-pub fn run(mut vcpu: VcpuFd, exits: &Exits) -> StopReason {
+pub fn run(vcpu: VcpuFd, exits: &Exits) -> StopReason {
+    match run_until(vcpu, exits, || false) {
+        Ok(_) => StopReason::Failed("a vCPU was left without being asked for".into()),
+        Err(reason) => reason,
+    }
+}
+
+/// The same, or until a signal interrupts it and `wanted` says that this was meant. The vCPU is then between two
+/// instructions: KVM has completed what the last exit began before it noticed the signal.
+pub fn run_until(mut vcpu: VcpuFd, exits: &Exits, wanted: impl Fn() -> bool) -> Result<VcpuFd, StopReason> {
     let mut refusals = 0;
     loop {
         match vcpu.run() {
@@ -69,12 +78,13 @@ pub fn run(mut vcpu: VcpuFd, exits: &Exits) -> StopReason {
             Ok(exit) => {
                 refusals = 0;
                 if let Some(reason) = exits.handle(exit) {
-                    return reason;
+                    return Err(reason);
                 }
             }
+            Err(error) if error.errno() == libc::EINTR && wanted() => return Ok(vcpu),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
-            Err(error) if error.errno() == libc::EFAULT => return StopReason::Failed(exits.lost_memory(None)),
-            Err(error) => return StopReason::Failed(format!("cannot run a vCPU: {error}")),
+            Err(error) if error.errno() == libc::EFAULT => return Err(StopReason::Failed(exits.lost_memory(None))),
+            Err(error) => return Err(StopReason::Failed(format!("cannot run a vCPU: {error}"))),
         }
     }
 }

@@ -40,6 +40,16 @@ impl Bus {
         }
     }
 
+    /// The register that the guest has selected, for a snapshot.
+    pub fn address(&self) -> u32 {
+        self.address.load(Ordering::Relaxed)
+    }
+
+    /// Selects it in a restored machine.
+    pub fn set_address(&self, address: u32) {
+        self.address.store(address, Ordering::Relaxed);
+    }
+
     /// Puts a function into a slot from 1 to 31; false when the slot is taken or does not exist.
     pub fn insert(&self, slot: u8, function: Arc<dyn Function>) -> bool {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);

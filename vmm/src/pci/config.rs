@@ -3,7 +3,8 @@
 use super::MMIO_WINDOW;
 use std::ops::Range;
 
-const SIZE: usize = 256;
+/// Bytes of a configuration space.
+pub const SIZE: usize = 256;
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
@@ -108,6 +109,16 @@ impl ConfigSpace {
         }
     }
 
+    pub fn bytes(&self) -> &[u8; SIZE] {
+        &self.bytes
+    }
+
+    /// Takes over the saved bytes of a function like this one; false when it was another, whose fixed bytes differ.
+    pub fn restore(&mut self, saved: &[u8; SIZE]) -> bool {
+        self.write(0, saved);
+        self.bytes == *saved
+    }
+
     /// The addresses that base address register 0 decodes now. An address outside of [`MMIO_WINDOW`] decodes
     /// nothing: the guest can't lay a device over memory.
     pub fn window(&self) -> Option<Range<u64>> {
@@ -181,6 +192,19 @@ mod tests {
             space.read(offset, &mut after);
             assert_eq!(before, after, "{offset:#x}");
         }
+    }
+
+    #[test]
+    fn only_the_bytes_of_the_same_function_are_restored() {
+        let mut saved = space();
+        saved.write(0x04, &[6, 0]);
+        saved.write(0x10, &0xd000_0000_u32.to_le_bytes());
+        let mut restored = space();
+        assert!(restored.restore(saved.bytes()));
+        assert_eq!(restored.window(), saved.window());
+        let mut other = *saved.bytes();
+        other[0x02] ^= 1;
+        assert!(!space().restore(&other));
     }
 
     #[test]

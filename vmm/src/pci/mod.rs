@@ -5,8 +5,8 @@ mod config;
 mod msix;
 
 pub use bus::{Bus, CONFIG_ADDRESS, CONFIG_DATA, SLOTS};
-pub use config::{ConfigSpace, Identity};
-pub use msix::{Msix, Vector};
+pub use config::{ConfigSpace, Identity, SIZE as CONFIG_SIZE};
+pub use msix::{MsiMessage, Msix, SavedVector, Vector};
 
 use std::ops::Range;
 

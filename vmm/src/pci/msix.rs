@@ -101,6 +101,14 @@ impl Interrupt for Vector {
     }
 }
 
+/// What a snapshot holds of a vector. Routes are written anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedVector {
+    pub message: MsiMessage,
+    pub masked: bool,
+    pub pending: bool,
+}
+
 /// The MSI-X structure of a function.
 #[derive(Debug)]
 pub struct Msix {
@@ -164,6 +172,25 @@ impl Msix {
             stale |= self.set_table_word(offset, u32::from_le_bytes(*word));
         }
         stale
+    }
+
+    /// Each vector as the guest has programmed it.
+    pub fn save(&self) -> Vec<SavedVector> {
+        let save = |vector: &Arc<Vector>| {
+            let state = vector.state();
+            SavedVector { message: state.message, masked: state.masked, pending: state.pending }
+        };
+        self.vectors.iter().map(save).collect()
+    }
+
+    /// Takes over what was saved of a structure with as many vectors; false when this one has others. For one that is new
+    /// and not enabled: [`Msix::set_control`] follows, and routes.
+    pub fn restore(&mut self, saved: &[SavedVector]) -> bool {
+        for (vector, saved) in self.vectors.iter().zip(saved) {
+            let mut state = vector.state();
+            (state.message, state.masked, state.pending) = (saved.message, saved.masked, saved.pending);
+        }
+        self.vectors.len() == saved.len()
     }
 
     /// Reads the pending bits, one per vector.
@@ -295,6 +322,21 @@ mod tests {
         assert!(!delivered(&msix) && pending(&msix));
         msix.set_control(ENABLE);
         assert!(delivered(&msix));
+    }
+
+    #[test]
+    fn a_restored_vector_delivers_what_was_pending_once_it_is_routed() {
+        let mut saved = programmed();
+        saved.vectors()[0].trigger().unwrap();
+        unmask(&mut saved);
+        let mut msix = Msix::new(2).unwrap();
+        assert!(msix.restore(&saved.save()));
+        assert_eq!(msix.save(), saved.save());
+        assert!(msix.set_control(ENABLE), "the route has to be written");
+        assert!(!delivered(&msix) && pending(&msix));
+        msix.vectors()[0].set_routed(MESSAGE);
+        assert!(delivered(&msix) && !pending(&msix));
+        assert!(!Msix::new(3).unwrap().restore(&saved.save()));
     }
 
     #[test]

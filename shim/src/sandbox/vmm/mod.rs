@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use vmm_protocol::{Answer, Call, Device, DeviceId, FdSlot, Machine, PciAddress, StopReason};
+use vmm_protocol::{Answer, Call, Device, DeviceId, FdSlot, Machine, PciAddress, Restore, StopReason};
 
 // The guest's agent knocks where the VMM listens, though neither links the other's protocol.
 const _: () = assert!(agent_protocol::READY_PORT == vmm_protocol::READY_PORT);
@@ -59,6 +59,22 @@ impl Vmm {
     pub async fn boot(&self, machine: Machine, descriptors: &[OwnedFd], limit: Duration) -> Result<(), SandboxError> {
         let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         self.call("boot", Call::Boot(Box::new(machine)), &descriptors, limit).await.map(drop)
+    }
+
+    /// The same for a machine that is made from a template, whose agent listens then.
+    pub async fn restore(
+        &self,
+        restore: Restore,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(), SandboxError> {
+        self.call("restore a template", Call::Restore(Box::new(restore)), descriptors, limit).await.map(drop)
+    }
+
+    /// Saves the machine into memory and state file, and ends it.
+    pub async fn snapshot(&self, files: [&std::fs::File; 2], limit: Duration) -> Result<(), SandboxError> {
+        let call = Call::Snapshot { memory: FdSlot(0), state: FdSlot(1) };
+        self.call("save the machine", call, &files.map(AsFd::as_fd), limit).await.map(drop)
     }
 
     /// Waits until the agent's services listen.

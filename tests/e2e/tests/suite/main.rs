@@ -34,6 +34,7 @@ mod power_cut;
 mod security;
 mod shared_volumes;
 mod streams;
+mod templates;
 mod workloads;
 
 /// Repeats a module's tests for each snapshotter. Root filesystems of overlayfs and native are shared through virtio-fs, those

@@ -72,8 +72,8 @@ fn a_segment_shows_its_bytes_and_nothing_around_them() {
     // Begins and ends inside of a page.
     let program = Program { offset: 0x1234, address: 2 * MIB + 0x234, file: 0x3456, memory: 0x6000 };
     let memory = memory();
-    let entry = load(&elf(program.address, &[program], |_| {}), &memory).unwrap();
-    assert_eq!(entry, program.address);
+    let kernel = load(&elf(program.address, &[program], |_| {}), &memory).unwrap();
+    assert_eq!(kernel.entry, program.address);
     let end = program.address + program.file;
     let loaded = bytes(&memory, program.address..end);
     let expected: Vec<u8> = (program.offset..program.offset + program.file).map(pattern).collect();

@@ -1,7 +1,9 @@
 //! Tiny guests in real mode, on the machine's own KVM.
 
 use super::super::interrupts::{Interrupts, KvmDoorbells};
+use super::super::latch::AddressLatch;
 use super::super::memory::{Window, give_images, give_ram, guest_memory};
+use super::super::prefault;
 use super::super::regions::ReadOnly;
 use super::super::serial::DebugSerial;
 use super::super::x86_64::layout;
@@ -9,7 +11,7 @@ use super::*;
 use crate::pci::{Bus, Vector};
 use crate::virtio::device::{GuestMemory, Interrupt};
 use crate::virtio::transport::Doorbells;
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::Kvm;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -31,7 +33,7 @@ fn kvm() -> Option<Kvm> {
 }
 
 struct Guest {
-    vm: Arc<VmFd>,
+    vcpu: Option<VcpuFd>,
     memory: GuestMemory,
     exits: Exits,
     _images: Window,
@@ -46,7 +48,7 @@ impl Guest {
     }
 
     fn with_image(kvm: &Kvm, files: &[(&File, Range<u64>)]) -> Self {
-        let vm = Arc::new(kvm.create_vm().unwrap());
+        let vm = kvm.create_vm().unwrap();
         let memory = guest_memory(&layout::ram(RAM)).unwrap();
         // Within reach of real mode: behind RAM.
         let place = RAM..RAM + (2 << 20);
@@ -55,18 +57,20 @@ impl Guest {
         let slot = give_ram(&vm, &memory).unwrap();
         give_images(&vm, slot, &images, &place).unwrap();
         let (serial, log) = std::io::pipe().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
         let exits = Exits {
             bus: Arc::new(Bus::new()),
+            latch: AddressLatch::new(&vm, &vcpu).unwrap(),
             serial: Some(DebugSerial::new(log.into()).unwrap()),
             read_only: Arc::new(ReadOnly::new(place)),
         };
-        Self { vm, memory, exits, _images: images, serial }
+        Self { vcpu: Some(vcpu), memory, exits, _images: images, serial }
     }
 
     /// Runs machine code until it stops, and returns why and what `ax` holds then.
-    fn run(&self, code: &[u8]) -> (StopReason, u64) {
+    fn run(&mut self, code: &[u8]) -> (StopReason, u64) {
         self.memory.write_slice(code, GuestAddress(CODE)).unwrap();
-        let vcpu = self.vm.create_vcpu(0).unwrap();
+        let vcpu = self.vcpu.take().unwrap();
         let mut special = vcpu.get_sregs().unwrap();
         (special.cs.base, special.cs.selector) = (0, 0);
         vcpu.set_sregs(&special).unwrap();
@@ -94,11 +98,41 @@ fn a_halted_guest_without_interrupts_has_stopped() {
 }
 
 #[test]
+fn memory_that_is_mapped_in_advance_is_the_same_to_the_guest() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::new(&kvm);
+    let vcpu = guest.vcpu.as_ref().unwrap();
+    prefault::map(vcpu, &(0..RAM));
+    prefault::map(vcpu, &(CODE + 1..CODE + 2));
+    prefault::map(vcpu, &(1 << 40..(1 << 40) + 1));
+    assert_eq!(guest.run(&program(&[0xb8, 0x34, 0x12])), (StopReason::GuestStopped, 0x1234));
+}
+
+#[test]
 fn the_guest_reads_the_host_bridge_through_its_ports() {
     let Some(kvm) = kvm() else { return };
     // mov eax, 0x80000000; mov dx, 0xcf8; out dx, eax; mov dx, 0xcfc; in ax, dx
     let code = [0x66, 0xb8, 0, 0, 0, 0x80, 0xba, 0xf8, 0x0c, 0x66, 0xef, 0xba, 0xfc, 0x0c, 0xed];
     assert_eq!(Guest::new(&kvm).run(&program(&code)), (StopReason::GuestStopped, 0x8086));
+}
+
+/// Selects registers 0 to 1023 in turn, and reads the last: more writes than KVM collects.
+const SELECT_MANY: &[u8] = &[
+    0xba, 0xf8, 0x0c, // mov dx, 0xcf8
+    0x66, 0xb8, 0, 0, 0, 0x80, // mov eax, 0x80000000
+    0xb9, 0x00, 0x04, // mov cx, 0x400
+    0x66, 0xef, // select: out dx, eax
+    0x66, 0x40, // inc eax
+    0xe2, 0xfa, // loop select
+    0xed, // in ax, dx
+];
+
+#[test]
+fn no_collected_address_is_lost_when_there_are_many() {
+    let Some(kvm) = kvm() else { return };
+    assert_eq!(Guest::new(&kvm).run(&program(SELECT_MANY)).1, 0xffff, "a word of the address port shows nothing");
+    let whole = [SELECT_MANY, &[0x66, 0xed]].concat(); // in eax, dx
+    assert_eq!(Guest::new(&kvm).run(&program(&whole)).1, 0x03ff);
 }
 
 #[test]
@@ -140,7 +174,7 @@ fn writes_to_a_mapped_image_change_nothing_and_stop_nobody() {
     for lengths in [&[2 << 20][..], &[5000, 3 * 4096, 1]] {
         let places = vmm_protocol::part_offsets(lengths).unwrap();
         let files: Vec<_> = lengths.iter().map(|length| file_of_sevens(*length)).collect();
-        let guest = Guest::with_image(&kvm, &files.iter().zip(places).collect::<Vec<_>>());
+        let mut guest = Guest::with_image(&kvm, &files.iter().zip(places).collect::<Vec<_>>());
         assert_eq!(guest.run(&program(WRITE_ALL)), (StopReason::GuestStopped, 7));
         for (file, length) in files.iter().zip(lengths) {
             let mut content = vec![0; usize::try_from(*length).unwrap()];
@@ -157,7 +191,7 @@ const READ_IMAGE: &[u8] = &[0xb8, 0xff, 0xff, 0x8e, 0xd8, 0xa0, 0x10, 0x10];
 fn a_mapped_file_that_is_cut_is_told() {
     let Some(kvm) = kvm() else { return };
     let file = file_of_sevens(4 * 4096);
-    let guest = Guest::with_image(&kvm, &[(&file, 0..4 * 4096)]);
+    let mut guest = Guest::with_image(&kvm, &[(&file, 0..4 * 4096)]);
     file.set_len(4096).unwrap();
     let (reason, ax) = guest.run(&program(READ_IMAGE));
     let reason = match reason {
@@ -187,7 +221,8 @@ fn the_first_reason_to_stop_counts() {
 fn vectors_connect_and_are_routed() {
     let Some(kvm) = kvm() else { return };
     let vm = Arc::new(kvm.create_vm().unwrap());
-    vm.create_irq_chip().unwrap();
+    let local = kvm_bindings::kvm_enable_cap { cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    vm.enable_cap(&local).unwrap();
     let mut interrupts = Interrupts::new(Arc::clone(&vm));
     let mut msix = crate::pci::Msix::new(2).unwrap();
     interrupts.connect(5, msix.vectors()).unwrap();

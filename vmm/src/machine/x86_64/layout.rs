@@ -26,7 +26,6 @@ pub const BASE_MEMORY_END: u64 = 0xa_0000;
 /// Where RAM goes on after the hole below 1 MiB, and where kernels may begin.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
-pub const IOAPIC: u32 = 0xfec0_0000;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Pages that KVM needs on Intel processors, outside of RAM and devices.
 pub const KVM_TSS: usize = 0xfffb_d000;

@@ -1,25 +1,23 @@
-//! The MP table (Intel MultiProcessor Specification 1.4): processors and interrupt wiring for a guest without ACPI.
+//! The MP table (Intel MultiProcessor Specification 1.4): processors for a guest without ACPI.
+//!
+//! The machine has local APICs and messages between them, and no other interrupt controller.
 
-use super::layout::{BASE_MEMORY_END, IOAPIC, LOCAL_APIC, MP_TABLE};
+use super::layout::{BASE_MEMORY_END, LOCAL_APIC, MP_TABLE};
 
 const SPEC_REVISION: u8 = 4;
 const APIC_VERSION: u8 = 0x14;
 
 const ENTRY_PROCESSOR: u8 = 0;
 const ENTRY_BUS: u8 = 1;
-const ENTRY_IOAPIC: u8 = 2;
 const ENTRY_IO_INTERRUPT: u8 = 3;
 const ENTRY_LOCAL_INTERRUPT: u8 = 4;
 
 const PROCESSOR_ENABLED: u8 = 1;
 const PROCESSOR_BOOT: u8 = 2;
-const IOAPIC_USABLE: u8 = 1;
 
 const INTERRUPT_INT: u8 = 0;
 const INTERRUPT_NMI: u8 = 1;
-const INTERRUPT_EXTINT: u8 = 3;
 
-const ISA_INTERRUPTS: u8 = 16;
 const ALL_LOCAL_APICS: u8 = 0xff;
 
 /// The floating pointer and the table behind it, to be written at [`MP_TABLE`]. `vcpus` is at most
@@ -32,18 +30,12 @@ pub fn table(vcpus: u8) -> Vec<u8> {
         // Signature and features: Linux reads CPUID instead.
         entries.extend_from_slice(&[0; 16]);
     }
-    // The I/O APIC takes the first id that no processor has.
-    let ioapic = vcpus;
+    // One line that leads nowhere: Linux takes a table without any for broken and makes up sixteen.
     entries.extend_from_slice(&[ENTRY_BUS, 0]);
     entries.extend_from_slice(b"ISA   ");
-    entries.extend_from_slice(&[ENTRY_IOAPIC, ioapic, APIC_VERSION, IOAPIC_USABLE]);
-    entries.extend_from_slice(&IOAPIC.to_le_bytes());
-    for line in 0..ISA_INTERRUPTS {
-        entries.extend_from_slice(&[ENTRY_IO_INTERRUPT, INTERRUPT_INT, 0, 0, 0, line, ioapic, line]);
-    }
-    entries.extend_from_slice(&[ENTRY_LOCAL_INTERRUPT, INTERRUPT_EXTINT, 0, 0, 0, 0, 0, 0]);
+    entries.extend_from_slice(&[ENTRY_IO_INTERRUPT, INTERRUPT_INT, 0, 0, 0, 0, vcpus, 0]);
     entries.extend_from_slice(&[ENTRY_LOCAL_INTERRUPT, INTERRUPT_NMI, 0, 0, 0, 0, ALL_LOCAL_APICS, 1]);
-    let count = u16::from(vcpus) + 1 + 1 + u16::from(ISA_INTERRUPTS) + 2;
+    let count = u16::from(vcpus) + 3;
 
     let mut pointer = floating_pointer();
     pointer.extend_from_slice(&configuration(&entries, count));

@@ -33,9 +33,11 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 
 const LAPIC_LVT0: usize = 0x350;
 const LAPIC_LVT1: usize = 0x360;
-const DELIVERY_MODE_MASK: u32 = 0x700;
-const DELIVERY_MODE_NMI: u32 = 4 << 8;
-const DELIVERY_MODE_EXTINT: u32 = 7 << 8;
+/// Delivery mode and mask bit of an entry of the local vector table.
+const DELIVERY: u32 = 1 << 16 | 0x700;
+const NMI: u32 = 4 << 8;
+/// From a legacy controller, masked: there is none.
+const NO_LEGACY: u32 = 1 << 16 | 7 << 8;
 
 fn segment(selector: u16, kind: u8, long: bool) -> kvm_segment {
     kvm_segment {
@@ -123,21 +125,21 @@ pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     Ok(())
 }
 
-/// Wires the local APIC as the MP table says: the legacy controller on LINT0, NMI on LINT1.
+/// Wires the local APIC as the MP table says: nothing on LINT0, NMI on LINT1.
 pub fn wire_local_apic(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     let mut lapic = vcpu.get_lapic()?;
-    set_delivery_mode(&mut lapic, LAPIC_LVT0, DELIVERY_MODE_EXTINT);
-    set_delivery_mode(&mut lapic, LAPIC_LVT1, DELIVERY_MODE_NMI);
+    set_delivery(&mut lapic, LAPIC_LVT0, NO_LEGACY);
+    set_delivery(&mut lapic, LAPIC_LVT1, NMI);
     vcpu.set_lapic(&lapic)
 }
 
-fn set_delivery_mode(lapic: &mut kvm_lapic_state, offset: usize, mode: u32) {
+fn set_delivery(lapic: &mut kvm_lapic_state, offset: usize, delivery: u32) {
     let register = &mut lapic.regs[offset..offset + 4];
     let mut bytes = [0; 4];
     for (byte, char) in bytes.iter_mut().zip(&*register) {
         *byte = char.to_le_bytes()[0];
     }
-    let value = u32::from_le_bytes(bytes) & !DELIVERY_MODE_MASK | mode;
+    let value = u32::from_le_bytes(bytes) & !DELIVERY | delivery;
     for (char, byte) in register.iter_mut().zip(value.to_le_bytes()) {
         *char = i8::from_le_bytes([byte]);
     }
@@ -155,10 +157,12 @@ mod tests {
     }
 
     #[test]
-    fn delivery_modes_replace_those_of_the_reset_state() {
+    fn deliveries_replace_those_of_the_reset_state() {
         let mut lapic = kvm_lapic_state::default();
-        lapic.regs[LAPIC_LVT0..LAPIC_LVT0 + 4].copy_from_slice(&[0, 1, 1, 0]);
-        set_delivery_mode(&mut lapic, LAPIC_LVT0, DELIVERY_MODE_EXTINT);
-        assert_eq!(lapic.regs[LAPIC_LVT0..LAPIC_LVT0 + 4], [0, 7, 1, 0]);
+        lapic.regs[LAPIC_LVT0..LAPIC_LVT0 + 4].copy_from_slice(&[5, 0, 0, 0]);
+        set_delivery(&mut lapic, LAPIC_LVT0, NO_LEGACY);
+        assert_eq!(lapic.regs[LAPIC_LVT0..LAPIC_LVT0 + 4], [5, 7, 1, 0]);
+        set_delivery(&mut lapic, LAPIC_LVT0, NMI);
+        assert_eq!(lapic.regs[LAPIC_LVT0..LAPIC_LVT0 + 4], [5, 4, 0, 0]);
     }
 }

@@ -55,6 +55,18 @@ impl QueueRegisters {
     }
 }
 
+/// The registers in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedCommon {
+    pub device_feature_select: u32,
+    pub driver_feature_select: u32,
+    pub driver_features: u64,
+    pub config_vector: u16,
+    pub status: u8,
+    pub queue_select: u16,
+    pub queues: Vec<QueueRegisters>,
+}
+
 /// What the main thread has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
@@ -107,6 +119,43 @@ impl CommonRegisters {
 
     pub fn queues(&self) -> &[QueueRegisters] {
         &self.queues
+    }
+
+    /// For a snapshot; `None` while something is due.
+    pub fn save(&self) -> Option<SavedCommon> {
+        self.due.is_none().then(|| SavedCommon {
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            driver_features: self.driver_features,
+            config_vector: self.config_vector,
+            status: self.status,
+            queue_select: self.queue_select,
+            queues: self.queues.clone(),
+        })
+    }
+
+    /// Takes over what was saved; false when a driver of this device could not have written it.
+    pub fn restore(&mut self, saved: &SavedCommon) -> bool {
+        let possible = |(now, saved): (&QueueRegisters, &QueueRegisters)| {
+            saved.max_size == now.max_size
+                && saved.size.is_power_of_two()
+                && saved.size <= now.max_size
+                && self.valid_vector(saved.vector) == saved.vector
+        };
+        let fits = self.queues.len() == saved.queues.len()
+            && self.queues.iter().zip(&saved.queues).all(possible)
+            && (saved.status & FEATURES_OK == 0 || saved.driver_features & !self.offered == 0)
+            && self.valid_vector(saved.config_vector) == saved.config_vector;
+        if fits {
+            self.device_feature_select = saved.device_feature_select;
+            self.driver_feature_select = saved.driver_feature_select;
+            self.driver_features = saved.driver_features;
+            self.config_vector = saved.config_vector;
+            self.status = saved.status;
+            self.queue_select = saved.queue_select;
+            self.queues.clone_from(&saved.queues);
+        }
+        fits
     }
 
     /// The device runs, or could not be started.

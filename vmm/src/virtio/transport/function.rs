@@ -4,6 +4,7 @@ use super::attention::Attention;
 use super::common::{CommonRegisters, Due, NO_VECTOR, QueueRegisters};
 use super::interrupt::{ConfigChange, ConfigInterrupt, NoInterrupt};
 use super::layout::{self, BAR_SIZE, NOTIFY_MULTIPLIER, Region};
+use super::state::{FunctionState, Position, StateError};
 use crate::pci::{self, ConfigSpace, MMIO_WINDOW, Msix, Vector};
 use crate::virtio::chain::can_be_written;
 use crate::virtio::device::{DeviceTraits, GuestMemory, Interrupt, Resources, RunningQueue, StartError, VirtioDevice};
@@ -98,7 +99,7 @@ impl VirtioFunction {
     pub fn service(&self, doorbells: &dyn Doorbells) {
         let mut inner = self.lock();
         match inner.common.due() {
-            Some(Due::Start) => self.start(&mut inner),
+            Some(Due::Start) => self.start(&mut inner, &[]),
             // A device whose I/O hangs asks for service when it ends; until then its memory is not the driver's again.
             Some(Due::Reset) if inner.stop() => inner.common.reset(),
             Some(Due::Reset) | None => {}
@@ -117,13 +118,80 @@ impl VirtioFunction {
         device
     }
 
-    fn start(&self, inner: &mut Inner) {
+    /// Stops the device and tells what a new function needs to go on as this one. What was asked of the main thread has to
+    /// be done before.
+    pub fn save(&self) -> Result<FunctionState, StateError> {
+        let mut inner = self.lock();
+        let common = inner.common.save().ok_or(StateError::Busy(self.slot))?;
+        let running = std::mem::take(&mut inner.running);
+        let queues = if running { inner.device.stop() } else { Vec::new() };
+        let position = |queue: Option<&Option<Queue>>| queue.and_then(Option::as_ref).map(Position::of);
+        let positions: Vec<_> = (0..common.queues.len()).map(|index| position(queues.get(index))).collect();
+        let lost =
+            |(registers, position): (&QueueRegisters, &Option<Position>)| registers.enabled && position.is_none();
+        if running && common.queues.iter().zip(&positions).any(lost) {
+            return Err(StateError::Lost(self.slot));
+        }
+        Ok(FunctionState {
+            slot: self.slot,
+            config: *inner.config.bytes(),
+            vectors: inner.msix.save(),
+            common,
+            isr: self.change.isr.load(Ordering::Acquire),
+            generation: self.change.generation.load(Ordering::Acquire),
+            running,
+            positions,
+        })
+    }
+
+    /// Makes this new function one that was saved, and starts its device where that stood. Routes and doorbells follow,
+    /// and then [`Self::wake`].
+    pub fn restore(&self, state: &FunctionState, doorbells: &dyn Doorbells) -> Result<(), StateError> {
+        let mut inner = self.lock();
+        let same = inner.config.restore(&state.config)
+            && inner.common.restore(&state.common)
+            && inner.msix.restore(&state.vectors)
+            && state.slot == self.slot;
+        if !same {
+            return Err(StateError::Other(self.slot));
+        }
+        self.change.isr.store(state.isr, Ordering::Release);
+        self.change.generation.store(state.generation, Ordering::Release);
+        let control = inner.config.byte(inner.msix_control);
+        inner.msix.set_control(control);
+        self.publish_window(&inner);
+        if state.running {
+            self.start(&mut inner, &state.positions);
+            if !inner.running {
+                return Err(StateError::Start(self.slot));
+            }
+        }
+        self.place_doorbells(&mut inner, doorbells);
+        Ok(())
+    }
+
+    /// Makes device and driver look at their rings: neither knows whether the kick or the interrupt for what is there came
+    /// before the snapshot. One too many costs a look.
+    pub fn wake(&self) -> io::Result<()> {
+        let inner = self.lock();
+        if !inner.running {
+            return Ok(());
+        }
+        for (registers, kick) in inner.common.queues().iter().zip(&self.kicks).filter(|(queue, _)| queue.enabled) {
+            kick.write(1)?;
+            self.interrupt(registers.vector).trigger()?;
+        }
+        Ok(())
+    }
+
+    /// Starts the device with its queues at the given positions, or at their beginning.
+    fn start(&self, inner: &mut Inner, positions: &[Option<Position>]) {
         let interrupt = Arc::new(ConfigInterrupt {
             change: Arc::clone(&self.change),
             vector: self.interrupt(inner.common.config_vector()),
         });
         let result = self
-            .resources(inner, interrupt.clone())
+            .resources(inner, interrupt.clone(), positions)
             .and_then(|resources| inner.device.start(resources).map_err(|error| error.to_string()));
         inner.running = result.is_ok();
         inner.common.started(result.is_ok());
@@ -135,7 +203,12 @@ impl VirtioFunction {
         }
     }
 
-    fn resources(&self, inner: &Inner, config_interrupt: Arc<dyn Interrupt>) -> Result<Resources, String> {
+    fn resources(
+        &self,
+        inner: &Inner,
+        config_interrupt: Arc<dyn Interrupt>,
+        positions: &[Option<Position>],
+    ) -> Result<Resources, String> {
         let features = inner.common.accepted_features();
         let event_index = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let mut queues = Vec::with_capacity(self.kicks.len());
@@ -144,7 +217,8 @@ impl VirtioFunction {
                 queues.push(None);
                 continue;
             }
-            let queue = checked_queue(registers, event_index, &self.memory)
+            let position = positions.get(index).copied().flatten();
+            let queue = checked_queue(registers, event_index, position, &self.memory)
                 .ok_or_else(|| format!("queue {index} does not lie in guest memory"))?;
             let kick = kick.try_clone().map_err(|error| error.to_string())?;
             queues.push(Some(RunningQueue { queue, kick, interrupt: self.interrupt(registers.vector) }));
@@ -193,6 +267,11 @@ impl VirtioFunction {
         }
     }
 
+    fn publish_window(&self, inner: &Inner) {
+        let start = inner.config.window().map_or(0, |window| u32::try_from(window.start).unwrap_or(0));
+        self.window.store(start, Ordering::Release);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,13 +313,22 @@ impl VirtioDevice for Gone {
 }
 
 /// The queue that the driver described, if all of it lies in guest memory, where the device can return requests.
-fn checked_queue(registers: &QueueRegisters, event_index: bool, memory: &GuestMemory) -> Option<Queue> {
+fn checked_queue(
+    registers: &QueueRegisters,
+    event_index: bool,
+    position: Option<Position>,
+    memory: &GuestMemory,
+) -> Option<Queue> {
     let mut queue = Queue::new(registers.max_size).ok()?;
     queue.try_set_size(registers.size).ok()?;
     queue.try_set_desc_table_address(GuestAddress(registers.descriptors)).ok()?;
     queue.try_set_avail_ring_address(GuestAddress(registers.driver)).ok()?;
     queue.try_set_used_ring_address(GuestAddress(registers.device)).ok()?;
     queue.set_event_idx(event_index);
+    if let Some(Position { next_avail, next_used }) = position {
+        queue.set_next_avail(next_avail);
+        queue.set_next_used(next_used);
+    }
     queue.set_ready(true);
     // A flags word, an index, 8 bytes for each request, and the index that asks for a kick.
     let used = 6 + 8 * usize::from(registers.size);
@@ -262,8 +350,7 @@ impl pci::Function for VirtioFunction {
             self.attention.want_routes();
         }
         if before.0 != window {
-            let start = window.map_or(0, |window| u32::try_from(window.start).unwrap_or(0));
-            self.window.store(start, Ordering::Release);
+            self.publish_window(&inner);
             self.attention.want_service(self.slot);
         }
     }

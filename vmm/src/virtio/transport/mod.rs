@@ -18,6 +18,8 @@ mod common;
 mod function;
 mod interrupt;
 mod layout;
+mod state;
 
 pub use attention::{Attention, Wanted};
 pub use function::{Doorbells, VirtioFunction};
+pub use state::{FunctionState, StateError};

@@ -52,8 +52,8 @@ impl VirtioDevice for Mock {
 
     fn stop(&mut self) -> Vec<Option<Queue>> {
         self.log.add("stop");
-        *self.resources.lock().unwrap() = None;
-        Vec::new()
+        let queues = self.resources.lock().unwrap().take().map(|resources| resources.queues).unwrap_or_default();
+        queues.into_iter().map(|running| running.map(|running| running.queue)).collect()
     }
 }
 
@@ -346,3 +346,6 @@ fn every_offset_and_size_of_the_bar_is_harmless() {
         bench.main_thread();
     }
 }
+
+#[path = "state_tests.rs"]
+mod state_tests;

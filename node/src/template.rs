@@ -1,0 +1,74 @@
+//! `bulkhead template`: the machine that pods of this node are made from. The shim's program makes it, as it starts VMMs.
+
+use crate::layout::{Layout, PREFIX, SHIM};
+use anyhow::{Context, Result, bail};
+use bulkhead_config::STATE_DIRECTORY;
+use clap::Subcommand;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum Template {
+    /// Make it anew. Pods that run are left alone.
+    Build {
+        /// Where the node's root directory is seen.
+        #[arg(long, default_value = "/")]
+        root: PathBuf,
+    },
+    /// Remove it. Pods boot from then on.
+    Remove {
+        #[arg(long, default_value = "/")]
+        root: PathBuf,
+    },
+}
+
+pub fn run(command: &Template) -> Result<bool> {
+    match command {
+        Template::Build { root } => build(&Layout::new(root)),
+        Template::Remove { root } => remove(&Layout::new(root)),
+    }
+    .map(|()| true)
+}
+
+pub fn build(layout: &Layout) -> Result<()> {
+    make(layout, "template")
+}
+
+fn make(layout: &Layout, action: &str) -> Result<()> {
+    let mut command = layout.command(&format!("{PREFIX}/bin/{SHIM}"));
+    let status = command.arg(action).status().context("cannot run the shim's program")?;
+    if !status.success() {
+        bail!("there is no template: its builder ended with {status}");
+    }
+    Ok(())
+}
+
+/// For an installation: makes one unless there is one that fits. Pods boot without a template, so that a node is never without
+/// Bulkhead for the lack of one.
+pub fn ensure(layout: &Layout) {
+    if let Err(error) = make(layout, "ensure-template") {
+        println!("no template was made, so that pods boot: {error:#}");
+    }
+}
+
+/// Where templates are; the directory is ours alone.
+pub fn directory(layout: &Layout) -> PathBuf {
+    layout.at(STATE_DIRECTORY)
+}
+
+/// For `check`. A node without one runs pods all the same; whether it fits is seen when a pod starts.
+pub fn summary(layout: &Layout) -> String {
+    let made = directory(layout).join("templates/current.json").exists();
+    if made { "pods of the default size start from it" } else { "none, so that pods boot" }.to_owned()
+}
+
+pub fn remove(layout: &Layout) -> Result<()> {
+    let directory = directory(layout);
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,212 @@
+//! A machine that becomes a template, and machines that are made from one.
+//!
+//! ```text
+//!  save:     vCPUs paused ─► what they asked for is done ─► devices stopped ─► KVM read ─► memory, state written
+//!  restore:  memory mapped ─► machine, vCPUs ─► devices started where they stood ─► routes ─► all woken ─► clock ─► run
+//! ```
+//!
+//! Devices stop before vCPUs are read, since their last interrupts go into local APICs. A machine that was saved is spent.
+
+use super::setup::{MachineError, Parts, create_vm, kvm, root_length, supported_cpuid};
+use super::{AttachError, Machine, Vm, memory};
+use crate::machine::regions::Regions;
+use crate::machine::x86_64::{cpuid, layout};
+use crate::snapshot::codec::{self, CodecError};
+use crate::snapshot::memory::{self as memory_file, MemoryFileError};
+use crate::snapshot::pause::PausableVcpu;
+use crate::snapshot::state::MachineState;
+use crate::snapshot::vcpu::{VcpuError, VcpuState};
+use crate::snapshot::vm::{VmError, VmState};
+use crate::virtio::transport::StateError;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use vmm_protocol::StopReason;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("machine was not booted to become a template")]
+    NotTemplate,
+    #[error("machine has devices that were attached")]
+    Attached,
+    #[error("machine has stopped: {0:?}")]
+    Stopped(StopReason),
+    #[error(transparent)]
+    Device(#[from] StateError),
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Memory(#[from] MemoryFileError),
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error("cannot write the state file")]
+    Write(#[source] io::Error),
+    #[error("cannot read the state file")]
+    Read(#[source] io::Error),
+    #[error("template is of a machine with other devices")]
+    Devices,
+    #[error("root image is another than the template's")]
+    RootImage,
+    #[error("cannot wake a device")]
+    Wake(#[source] io::Error),
+}
+
+/// What a machine keeps that is to be saved.
+#[derive(Debug)]
+pub struct Template {
+    kvm: Kvm,
+    vcpus: Vec<PausableVcpu>,
+    memory_mib: u32,
+}
+
+/// What to make a machine from.
+#[derive(Debug)]
+pub struct RestoreResources {
+    pub kvm: Kvm,
+    /// Read-only.
+    pub memory: File,
+    pub root_image: File,
+    /// Write end of a pipe; becomes non-blocking.
+    pub console: OwnedFd,
+}
+
+/// Reads a state file, which may be anything.
+pub fn read_state(file: &File) -> Result<MachineState, SnapshotError> {
+    let length = file.metadata().map_err(SnapshotError::Read)?.len();
+    let length = usize::try_from(length).ok().filter(|length| *length <= codec::MAX_LENGTH);
+    let length = length.ok_or(CodecError::Length(usize::MAX))?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0).map_err(SnapshotError::Read)?;
+    Ok(codec::decode(&bytes)?)
+}
+
+impl Machine {
+    /// Starts the vCPUs of a machine that is to be saved. Its main thread must not be confined before that.
+    pub fn run_as_template(&mut self, kvm: Kvm, memory_mib: u32) -> io::Result<()> {
+        let mut vcpus = Vec::new();
+        for vcpu in std::mem::take(&mut self.vcpus) {
+            let stop = Arc::clone(&self.stop);
+            vcpus.push(PausableVcpu::spawn(vcpu, Arc::clone(&self.exits), move |reason| stop.signal(reason))?);
+        }
+        self.template = Some(Template { kvm, vcpus, memory_mib });
+        Ok(())
+    }
+
+    pub fn is_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Saves the machine into two empty files. It does not run again, whatever the result.
+    pub fn snapshot(&mut self, memory: &File, state: &File) -> Result<(), SnapshotError> {
+        let Template { kvm, vcpus, memory_mib } = self.template.take().ok_or(SnapshotError::NotTemplate)?;
+        if !self.attached.is_empty() {
+            return Err(SnapshotError::Attached);
+        }
+        let vcpus: Vec<VcpuFd> =
+            vcpus.into_iter().map(PausableVcpu::pause).collect::<Result<_, _>>().map_err(SnapshotError::Stopped)?;
+        self.exits.catch_up();
+        self.service();
+        let functions = self.functions.values().map(|function| function.save()).collect::<Result<_, _>>()?;
+        let told = told(&kvm, self.processors)?;
+        let read = |(vcpu, cpuid)| VcpuState::read(&kvm, &self.doorbells.0, vcpu, cpuid);
+        let content = MachineState {
+            memory_mib,
+            root_image: self.root_image.clone(),
+            vcpus: vcpus.iter().zip(told).map(read).collect::<Result<_, _>>()?,
+            vm: VmState::read(&self.doorbells.0)?,
+            bus_address: self.bus.address(),
+            functions,
+            extents: memory_file::save(&self.memory, &layout::ram(u64::from(memory_mib) << 20), memory)?,
+        };
+        state.write_all_at(&codec::encode(&content)?, 0).map_err(SnapshotError::Write)
+    }
+
+    /// Builds a machine that goes on where the saved one was.
+    pub fn restore(state: &MachineState, resources: RestoreResources) -> Result<Self, SnapshotError> {
+        let ram = layout::ram(u64::from(state.memory_mib) << 20);
+        let memory = memory::guest_memory(&ram).map_err(MachineError::from)?;
+        memory_file::map(&memory, &resources.memory, &state.extents)?;
+        // The mapping holds it.
+        drop(resources.memory);
+        let root_length = root_length(&resources.root_image)?;
+
+        let vm = create_vm(&resources.kvm)?;
+        let first_slot = memory::give_ram(&vm, &memory).map_err(MachineError::from)?;
+        let mut regions = Regions::new(Arc::clone(&vm), &ram, first_slot).map_err(MachineError::from)?;
+        let root_image = regions.add(&[(&resources.root_image, 0..root_length)]).map_err(MachineError::from)?;
+        if root_image != state.root_image {
+            return Err(SnapshotError::RootImage);
+        }
+        let vcpus = vcpus(&resources.kvm, &vm, state)?;
+        let parts = Parts {
+            vm: Arc::clone(&vm),
+            vcpus,
+            memory,
+            regions,
+            root_image,
+            console: resources.console,
+            debug_serial: false,
+            processors: u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX),
+        };
+        let machine = Self::assemble(parts)?;
+        machine.restore_devices(state)?;
+        state.vm.continue_clock(&vm)?;
+        Ok(machine)
+    }
+
+    /// Starts the devices where they were, once their interrupts have somewhere to go.
+    fn restore_devices(&self, state: &MachineState) -> Result<(), SnapshotError> {
+        if self.functions.len() != state.functions.len() {
+            return Err(SnapshotError::Devices);
+        }
+        // Both in the order of slots; each looks whether it is the saved one.
+        for (function, saved) in self.functions.values().zip(&state.functions) {
+            function.restore(saved, &self.doorbells)?;
+        }
+        self.bus.set_address(state.bus_address);
+        self.interrupts.apply().map_err(|error| MachineError::Device(AttachError::Interrupts(error)))?;
+        for function in self.functions.values() {
+            function.wake().map_err(SnapshotError::Wake)?;
+        }
+        Ok(())
+    }
+}
+
+/// What each of `count` vCPUs is told that its processor is, on this node.
+fn told(kvm_device: &Kvm, count: u8) -> Result<Vec<Vec<kvm_cpuid_entry2>>, MachineError> {
+    let supported = supported_cpuid(kvm_device)?;
+    let tsc_deadline = kvm_device.check_extension(Cap::TscDeadlineTimer);
+    Ok((0..count).map(|id| cpuid::normalize(&supported, cpuid::Processor { id, count }, tsc_deadline)).collect())
+}
+
+/// New vCPUs in the saved state, on a node whose processor is the saved one's.
+fn vcpus(kvm_device: &Kvm, vm: &Vm, state: &MachineState) -> Result<Vec<VcpuFd>, SnapshotError> {
+    let count = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
+    let mut vcpus = Vec::new();
+    for ((id, saved), told) in (0..).zip(&state.vcpus).zip(told(kvm_device, count)?) {
+        if told != saved.cpuid {
+            return Err(VcpuError::Processor.into());
+        }
+        let cpuid = CpuId::from_entries(&told);
+        let cpuid = cpuid.map_err(|_| MachineError::Kvm("hold the CPUID", kvm_ioctls::Error::new(libc::E2BIG)))?;
+        let vcpu = kvm("create a vCPU", vm.create_vcpu(id))?;
+        kvm("set the CPUID", vcpu.set_cpuid2(&cpuid))?;
+        vcpus.push(vcpu);
+    }
+    state.vm.write(vm)?;
+    for (vcpu, saved) in vcpus.iter().zip(&state.vcpus) {
+        saved.write(vcpu)?;
+    }
+    Ok(vcpus)
+}
+
+#[cfg(test)]
+mod tests;
