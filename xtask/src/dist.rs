@@ -56,13 +56,6 @@ fn build_programs() -> Result<PathBuf> {
     Ok(target_directory().join(TARGET).join("release"))
 }
 
-/// The program that plays the shim for one machine, `vmm/examples/boot.rs`.
-pub fn boot_example() -> Result<PathBuf> {
-    let mut cargo = run::cargo();
-    run::run(cargo.args(["build", "--release", "--target", TARGET, "--package", "bulkhead-vmm", "--example", "boot"]))?;
-    Ok(target_directory().join(TARGET).join("release/examples/boot"))
-}
-
 /// The directory with what benchmarks run in the node (`tests/bench`).
 pub fn bench_programs() -> Result<PathBuf> {
     run::run(run::cargo().args(["build", "--release", "--target", TARGET, "--package", "bench"]))?;

@@ -15,6 +15,7 @@ pub mod qemu;
 pub mod sample;
 pub mod timeline;
 pub mod trace;
+pub mod vmm;
 
 /// What the measured guest's init prints.
 pub const INIT_LINE: &str = "bench: the guest's init runs";

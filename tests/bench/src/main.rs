@@ -1,9 +1,10 @@
 //! `bench MEASUREMENT CONTENDER`: measures once.
 
 use anyhow::{Result, bail};
-use bench::bulkhead::Vmm;
-use bench::qemu::{self, Files};
+use bench::bulkhead;
+use bench::qemu;
 use bench::sample::tell_time;
+use bench::vmm::Files;
 use bench::{counts, idle, memory, network, pods};
 use std::path::Path;
 
@@ -11,28 +12,33 @@ use std::path::Path;
 const BENCH: &str = "/run/bench";
 /// Comes back to the machine that the node runs on.
 const ARTIFACTS: &str = "/artifacts";
-const QEMU: Files<'_> = Files { root: "/shares/qemu", kernel: "/mnt/vmlinux-bench", root_image: "/mnt/init.erofs" };
+const QEMU: qemu::Files<'_> =
+    qemu::Files { root: "/shares/qemu", kernel: "/mnt/vmlinux-bench", root_image: "/mnt/init.erofs" };
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let file = |name: &str| Path::new(BENCH).join(name);
-    let boot = || Vmm::boot(&file("bulkhead-vmm"), &file("vmlinux-bench"), &file("init.erofs"));
+    let (program, kernel, image) = (file("bulkhead-vmm"), file("vmlinux"), file("guest.erofs"));
+    let installed = Files { program: &program, kernel: &kernel, root_image: &image };
+    let (kernel, image) = (file("vmlinux-bench"), file("init.erofs"));
+    let compared = Files { program: &program, kernel: &kernel, root_image: &image };
     match words[..] {
-        ["vmm-init", "bulkhead-cold"] => tell_time("vmm-init", boot()?.init()?),
+        ["vmm-init", "bulkhead-cold"] => tell_time("vmm-init", bulkhead::init(&compared)?),
         ["vmm-init", "qemu"] => tell_time("vmm-init", qemu::init(&QEMU)?),
-        ["exits", "bulkhead-cold"] => counts::exits(|| boot()?.init())?,
+        ["exits", "bulkhead-cold"] => counts::exits(|| bulkhead::init(&compared))?,
         ["exits", "qemu"] => counts::exits(|| qemu::init(&QEMU))?,
-        ["vmm-agent", "bulkhead-cold"] => {
-            let vmm = Vmm::boot(&file("bulkhead-vmm"), &file("vmlinux"), &file("guest.erofs"))?;
-            tell_time("vmm-agent", vmm.agent()?);
+        ["vmm-agent", "bulkhead-cold"] => tell_time("vmm-agent", bulkhead::agent(&installed)?),
+        ["vmm-agent", "bulkhead-template"] => {
+            let template = bulkhead::template(&installed, &file("template"))?;
+            tell_time("vmm-agent", bulkhead::restored_agent(&installed, &template)?);
         }
         ["pod", contender] => pods::measure(handler(contender)?)?,
         ["phases", contender] => {
             counts::phases(handler(contender)?, &format!("{ARTIFACTS}/pod-{contender}.trace.json"))?
         }
         ["trace", "bulkhead-cold"] => {
-            let timeline = Vmm::trace(&file("bulkhead-vmm"), &file("vmlinux"), &file("guest.erofs"))?;
+            let timeline = bulkhead::trace(&installed)?;
             timeline.write(&format!("{ARTIFACTS}/vmm-bulkhead-cold.trace.json"))?;
         }
         ["syscalls", contender] => counts::syscalls(handler(contender)?)?,
@@ -52,7 +58,7 @@ fn handler(contender: &str) -> Result<&'static str> {
     match contender {
         "runc" => Ok("runc"),
         "bulkhead-cold" => Ok("bulkhead-cold"),
-        // What an installed node has; from a template once there are any.
+        // What an installed node has.
         "bulkhead-template" => Ok("bulkhead"),
         _ => bail!("there is no contender {contender}"),
     }

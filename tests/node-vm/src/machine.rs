@@ -48,10 +48,9 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Whether it must be kept from sleeping through interrupts, which is not known of KVM. Under the instruction clock a
-    /// key would come at another instruction each time.
+    /// Whether it must be kept from sleeping through interrupts, which is not known of KVM.
     pub(crate) fn needs_nudges(&self) -> bool {
-        self.clock == Clock::Wall && self.accelerator == Accelerator::Tcg
+        self.clock == Clock::Instructions || self.accelerator == Accelerator::Tcg
     }
 
     /// QEMU's arguments. Its standard input and output become the node's control port.
@@ -168,10 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn a_monitor_is_there_for_emulation_at_the_hosts_time() {
+    fn a_monitor_is_there_for_emulation() {
         assert!(line(&machine()).contains("-qmp unix:/m,server=on,wait=off"));
         assert!(!line(&Machine { accelerator: Accelerator::Kvm, ..machine() }).contains("-qmp"));
-        assert!(!line(&Machine { clock: Clock::Instructions, ..machine() }).contains("-qmp"));
+        assert!(line(&Machine { clock: Clock::Instructions, ..machine() }).contains("-qmp"));
     }
 
     #[test]

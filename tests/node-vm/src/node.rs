@@ -168,7 +168,11 @@ impl NodeVm {
             }
         });
         if machine.needs_nudges() {
-            nudge::start(machine.monitor.clone());
+            let (monitor, pid) = (machine.monitor.clone(), qemu.id());
+            match machine.clock {
+                Clock::Wall => nudge::start(monitor),
+                Clock::Instructions => nudge::wake(monitor, move || processor_time(pid).ok()),
+            }
         }
         let console = machine.console.clone();
         Ok(NodeVm {
@@ -228,8 +232,7 @@ impl NodeVm {
 
     /// What QEMU has spent on this node.
     fn processor_time(&self) -> Result<Duration> {
-        let clock = clock_getcpuclockid(Pid::from_raw(self.qemu.id().cast_signed()));
-        Ok(clock.and_then(|clock| clock.now()).context("cannot read QEMU's processor time")?.into())
+        processor_time(self.qemu.id()).context("cannot read QEMU's processor time")
     }
 
     /// Time since QEMU was started.
@@ -261,6 +264,10 @@ impl NodeVm {
         let tail = lines[lines.len().saturating_sub(40)..].join("\n");
         format!("the end of its console:\n{tail}")
     }
+}
+
+fn processor_time(pid: u32) -> nix::Result<Duration> {
+    clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).and_then(|clock| clock.now()).map(Duration::from)
 }
 
 impl Drop for NodeVm {

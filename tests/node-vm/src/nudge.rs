@@ -13,11 +13,17 @@ use std::time::Duration;
 /// How long a node may sleep too long.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// Under the instruction clock no processor time goes by while a node sleeps like that: it is woken when there was none for so long.
+const STILL: Duration = Duration::from_secs(5);
+
+/// A busy host gives every process more than this in [`STILL`].
+const NOTHING: Duration = Duration::from_millis(10);
+
 const BEGIN: &str = r#"{"execute": "qmp_capabilities"}"#;
 /// A key that means nothing alone.
 const PRESS: &str = r#"{"execute": "send-key", "arguments": {"keys": [{"type": "qcode", "data": "shift"}]}}"#;
 
-/// Presses the key until QEMU ends, whose monitor (QMP) listens there.
+/// Presses the key every second until QEMU ends, whose monitor (QMP) listens there.
 pub(crate) fn start(monitor: PathBuf) {
     std::thread::spawn(move || {
         let connection = loop {
@@ -28,18 +34,41 @@ pub(crate) fn start(monitor: PathBuf) {
                 Err(_) => return,
             }
         };
-        press(&connection).ok();
+        press(&connection, u32::MAX).ok();
     });
 }
 
-fn press(mut connection: &UnixStream) -> std::io::Result<()> {
+/// Presses the key only when QEMU, which has spent `processor_time`, stands still: otherwise a key would come at another
+/// instruction each time. A node that idles under the instruction clock does not stand still, it leaps from timer to timer.
+pub(crate) fn wake(monitor: PathBuf, processor_time: impl Fn() -> Option<Duration> + Send + 'static) {
+    std::thread::spawn(move || {
+        while let Some(before) = processor_time() {
+            std::thread::sleep(STILL);
+            let Some(after) = processor_time() else { return };
+            if after.saturating_sub(before) < NOTHING
+                && let Ok(connection) = UnixStream::connect(&monitor)
+            {
+                eprintln!("node-vm: a node that sleeps for good is woken");
+                press(&connection, 1).ok();
+            }
+        }
+    });
+}
+
+fn press(mut connection: &UnixStream, times: u32) -> std::io::Result<()> {
     writeln!(connection, "{BEGIN}")?;
+    let mut replies = 0;
     for reply in BufReader::new(connection).lines() {
         // A greeting and events come in between.
-        if reply?.contains("\"return\"") {
-            std::thread::sleep(INTERVAL);
-            writeln!(connection, "{PRESS}")?;
+        if !reply?.contains("\"return\"") {
+            continue;
         }
+        if replies == times {
+            break;
+        }
+        replies += 1;
+        std::thread::sleep(INTERVAL);
+        writeln!(connection, "{PRESS}")?;
     }
     Ok(())
 }

@@ -103,7 +103,7 @@ fn files(tools: &Path) -> Result<TempDir> {
     let directory = tempfile::Builder::new().prefix("bench-").tempdir_in("/var/tmp")?;
     let files = [
         ("bulkhead-vmm", dist::bundle()?.directory.join("bin/bulkhead-vmm")),
-        ("boot", dist::boot_example()?),
+        ("one-guest", dist::bench_programs()?.join("one-guest")),
         ("guest.erofs", images::guest(tools)?),
         ("vmlinux", kernel::bench_vmlinux()?),
     ];

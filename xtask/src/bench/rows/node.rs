@@ -225,7 +225,7 @@ mod tests {
             kept.set(measured.samples.len());
             Ok(())
         };
-        let mut run = Run::new(&steps::chosen(&["vmm-agent".to_owned()], Some(2), false), &keep);
+        let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
         let mut node = Fake::new(&[Some(137), Some(0), Some(0), Some(1), Some(0)]);
         run.use_node(&mut node, Instant::now()).unwrap();
         assert_eq!(values(&run.measured), [3.0, 5.0]);
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn what_a_node_did_not_end_is_asked_of_the_next_one() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(&steps::chosen(&["vmm-agent".to_owned()], Some(2), false), &keep);
+        let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
         let mut first = Fake::new(&[Some(0), Some(0), None]);
         assert!(run.use_node(&mut first, Instant::now()).is_err());
         assert_eq!(run.measured.failures[0].reason, "the node stood still: it hangs");
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn a_call_that_never_succeeds_is_given_up() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(&steps::chosen(&["vmm-agent".to_owned()], Some(2), false), &keep);
+        let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
         let mut node = Fake::new(&[Some(1); 20]);
         run.use_node(&mut node, Instant::now()).unwrap();
         assert_eq!((run.measured.samples.len(), node.scripts.len()), (0, 6));

@@ -75,6 +75,10 @@ impl Step {
         Self { rounds, quick_rounds, ..self }
     }
 
+    const fn limit(self, limit: u32) -> Self {
+        Self { limit, ..self }
+    }
+
     const fn compared(self) -> Self {
         Self { compared: true, ..self }
     }
@@ -88,24 +92,34 @@ const STEPS: &[Step] = &[
     program("vmm-init", "bulkhead-cold").compared(),
     program("vmm-init", "qemu").compared(),
     program("vmm-agent", "bulkhead-cold"),
+    // The first call makes the template.
+    program("vmm-agent", "bulkhead-template").limit(30),
     program("exits", "bulkhead-cold").compared().rounds(3, 1),
     program("exits", "qemu").compared().rounds(3, 0),
     program("trace", "bulkhead-cold").rounds(1, 0),
     pod("pod", "bulkhead-cold"),
+    pod("pod", "bulkhead-template"),
     pod("pod", "runc"),
     pod("phases", "bulkhead-cold").rounds(3, 0),
+    pod("phases", "bulkhead-template").rounds(3, 0),
     pod("phases", "runc").rounds(3, 0),
     pod("syscalls", "bulkhead-cold").rounds(3, 0),
+    pod("syscalls", "bulkhead-template").rounds(3, 0),
     pod("syscalls", "runc").rounds(3, 0),
     pod("network", "bulkhead-cold").rounds(3, 0),
+    pod("network", "bulkhead-template").rounds(3, 0),
     pod("network", "runc").rounds(3, 0),
     pods("memory", "bulkhead-cold", 120).rounds(3, 1).stage(Stage::Memory),
+    pods("memory", "bulkhead-template", 120).rounds(3, 1).stage(Stage::Memory),
     pods("memory", "runc", 120).rounds(3, 0).stage(Stage::Memory),
     pods("density", "bulkhead-cold", 600).stage(Stage::Memory),
+    pods("density", "bulkhead-template", 600).stage(Stage::Memory),
     pods("density", "runc", 900).stage(Stage::Memory),
     pods("idle", "bulkhead-cold", 300).stage(Stage::Memory),
+    pods("idle", "bulkhead-template", 300).stage(Stage::Memory),
     pods("idle", "runc", 300).stage(Stage::Memory),
     pods("churn", "bulkhead-cold", 400).stage(Stage::Memory),
+    pods("churn", "bulkhead-template", 400).stage(Stage::Memory),
     pods("churn", "runc", 400).stage(Stage::Memory),
 ];
 
@@ -139,7 +153,7 @@ mod tests {
             let parts: Vec<String> = parts.iter().map(|&part| part.to_owned()).collect();
             chosen(&parts, None, false).iter().map(super::Step::name).collect::<Vec<_>>()
         };
-        assert_eq!(names(&["vmm-init qemu", "agent"]), ["vmm-init qemu", "vmm-agent bulkhead-cold"]);
+        assert_eq!(names(&["vmm-init qemu", "agent"]), ["vmm-init qemu", "vmm-agent bulkhead-cold", "vmm-agent bulkhead-template"]);
         assert_eq!(names(&[]).len(), STEPS.len());
         assert_eq!(chosen(&["agent".to_owned()], Some(3), true)[0].rounds, 3);
     }
