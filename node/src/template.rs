@@ -57,10 +57,15 @@ pub fn directory(layout: &Layout) -> PathBuf {
     layout.at(STATE_DIRECTORY)
 }
 
-/// For `check`. A node without one runs pods all the same; whether it fits is seen when a pod starts.
+/// For `check`: which pods start from it. A node without one, or with a damaged one, runs pods all the same.
 pub fn summary(layout: &Layout) -> String {
-    let made = directory(layout).join("templates/current.json").exists();
-    if made { "pods of the default size start from it" } else { "none, so that pods boot" }.to_owned()
+    let output = layout.command(&format!("{PREFIX}/bin/{SHIM}")).arg("check-template").output();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    match output {
+        Ok(output) if output.status.success() => text(&output.stdout),
+        Ok(output) => format!("{}; pods boot", text(&output.stderr)),
+        Err(error) => format!("unknown: the shim's program cannot be run: {error}"),
+    }
 }
 
 pub fn remove(layout: &Layout) -> Result<()> {

@@ -3,6 +3,9 @@
 use crate::identifier::{Identifier, InvalidIdentifier};
 use std::path::PathBuf;
 
+/// The action's name: the shim runs it too.
+pub const ENSURE_TEMPLATE: &str = "ensure-template";
+
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -18,6 +21,8 @@ pub enum Action {
     Template,
     /// The same, unless it is there and fits.
     EnsureTemplate,
+    /// Say on stdout what of pods starts from the template. Reads all of it.
+    CheckTemplate,
     /// Serve. Not containerd's: `start` runs it, with the listening socket as standard input.
     Serve,
 }
@@ -72,7 +77,8 @@ impl Arguments {
                     "delete" => Action::Delete,
                     "serve" => Action::Serve,
                     "template" => Action::Template,
-                    "ensure-template" => Action::EnsureTemplate,
+                    ENSURE_TEMPLATE => Action::EnsureTemplate,
+                    "check-template" => Action::CheckTemplate,
                     _ => return Err(ArgumentError::UnknownAction(argument)),
                 });
                 continue;

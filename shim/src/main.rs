@@ -28,6 +28,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         Action::Delete => delete::delete(&arguments, &bundle(&arguments)?)?,
         Action::Template => return Ok(template::build(false)?),
         Action::EnsureTemplate => return Ok(template::build(true)?),
+        Action::CheckTemplate => template::check()?.into_bytes(),
         Action::Serve => return Ok(serve::serve(&arguments)?),
     };
     Ok(io::stdout().write_all(&output)?)

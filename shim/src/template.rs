@@ -1,7 +1,7 @@
 //! `template`: makes the machine that the node's pods are made from. The operator's command runs this program for it, since
 //! this is the one that knows how a VMM is started.
 
-use crate::sandbox::{SandboxError, build_template, has_template};
+use crate::sandbox::{SandboxError, build_template, check_template, has_template};
 use bulkhead_config::{Config, ConfigError};
 use std::io;
 
@@ -26,4 +26,13 @@ pub fn build(if_needed: bool) -> Result<(), TemplateError> {
     let result = runtime.block_on(build_template(&config));
     runtime.shutdown_background();
     Ok(result?)
+}
+
+/// A sentence for the operator, or what is wrong with the template.
+pub fn check() -> Result<String, TemplateError> {
+    let config = Config::load(None)?;
+    if !config.templates {
+        return Ok("switched off, so that pods boot".to_owned());
+    }
+    Ok(check_template(&config)?)
 }

@@ -194,6 +194,7 @@ fn a_state_that_is_none_is_named() {
         let restore = Restore {
             version: vmm_protocol::VERSION.into(),
             jail: Jail { uid: 70001, gid: 70001 },
+            vcpus: 1,
             kvm: FdSlot(0),
             memory: FdSlot(1),
             state: FdSlot(2),

@@ -6,6 +6,7 @@ mod mounts;
 mod netlink;
 pub mod network;
 pub mod pod_files;
+pub mod processors;
 pub mod remembered;
 pub mod sysctl;
 

@@ -1,8 +1,8 @@
-//! Identity, time, entropy and kernel settings: the shim's first call.
+//! Identity, time, entropy, processors and kernel settings: the shim's first call.
 
 use crate::agent::Agent;
 use crate::error::Error;
-use crate::guest::{identity, pod_files, sysctl};
+use crate::guest::{identity, pod_files, processors, sysctl};
 use agent_protocol::agent::{ConfigureRequest, ConfigureResponse};
 use agent_protocol::{POD_FILES, VERSION};
 use std::path::Path;
@@ -12,6 +12,7 @@ pub(super) fn configure(agent: &Agent, request: &ConfigureRequest) -> Result<Con
     identity::renew_randomness(&request.entropy)?;
     identity::set_clock(request.time_ns)?;
     identity::set_hostname(&request.hostname)?;
+    processors::start(Path::new(processors::DIRECTORY), request.vcpus)?;
     for (name, value) in &request.sysctls {
         sysctl::set(name, value)?;
     }

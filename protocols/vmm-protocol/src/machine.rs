@@ -46,6 +46,8 @@ pub struct Restore {
     /// The shim's [`crate::VERSION`].
     pub version: String,
     pub jail: Jail,
+    /// 1 to as many as the template's guest was told of. The first goes on where it was; the guest starts the others.
+    pub vcpus: u8,
     /// `/dev/kvm`.
     pub kvm: FdSlot,
     /// The template's memory, read-only. Its pages are shared until they are written.

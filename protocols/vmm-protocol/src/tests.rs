@@ -34,6 +34,7 @@ fn restore_and_snapshot_have_golden_encodings() {
     let restore = Restore {
         version: "1.0.0".into(),
         jail: Jail { uid: 70001, gid: 70001 },
+        vcpus: 2,
         kvm: FdSlot(0),
         memory: FdSlot(1),
         state: FdSlot(2),
@@ -43,7 +44,7 @@ fn restore_and_snapshot_have_golden_encodings() {
     let request = Request { id: 1, call: Call::Restore(Box::new(restore)) };
     let golden = concat!(
         r#"{"id":1,"call":{"restore":{"version":"1.0.0","jail":{"uid":70001,"gid":70001},"#,
-        r#""kvm":0,"memory":1,"state":2,"root_image":3,"console":4}}}"#
+        r#""vcpus":2,"kvm":0,"memory":1,"state":2,"root_image":3,"console":4}}}"#
     );
     assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
     assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);

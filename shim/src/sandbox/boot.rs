@@ -236,7 +236,7 @@ async fn cold(
     drop::<[OwnedFd; 4]>(descriptors);
     vmm.agent_ready().await?;
     let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
-    configure(&agent, spec).await?;
+    configure(&agent, spec, size.vcpus).await?;
     Ok((vmm, agent))
 }
 
@@ -256,6 +256,7 @@ async fn restored(
         Ok(template) => template?,
         Err(error) => {
             tracing::warn!(%error, "the template is not used: the pod boots");
+            template::remake(host);
             return None;
         }
     };
@@ -266,6 +267,7 @@ async fn restored(
         let restore = Restore {
             version: vmm_protocol::VERSION.to_owned(),
             jail: Jail { uid, gid: uid },
+            vcpus: size.vcpus,
             kvm: FdSlot(0),
             memory: FdSlot(1),
             state: FdSlot(2),
@@ -276,7 +278,7 @@ async fn restored(
         let files = [&resources.kvm, memory, state, &resources.root_image].map(AsFd::as_fd);
         vmm.restore(restore, &[&files[..], &[console.as_fd()]].concat(), RESTORE).await?;
         let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
-        configure(&agent, spec).await?;
+        configure(&agent, spec, size.vcpus).await?;
         Ok(agent)
     };
     let result = timeout(RESTORE, restoring).await;
@@ -291,6 +293,7 @@ async fn restored(
                 // The next one gets its user and its cgroup.
                 let _ = vmm.stopped().wait_for(Option::is_some).await;
             }
+            template::remake(host);
             None
         }
     }
@@ -326,7 +329,7 @@ fn sysctls(spec: &SandboxSpec, of_network: bool) -> impl Iterator<Item = (String
     spec.sysctls.clone().into_iter().filter(move |(name, _)| name.starts_with("net.") == of_network)
 }
 
-async fn configure(agent: &Agent, spec: &SandboxSpec) -> Result<(), SandboxError> {
+async fn configure(agent: &Agent, spec: &SandboxSpec, vcpus: u8) -> Result<(), SandboxError> {
     let mut entropy = vec![0; ENTROPY];
     let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
     random.map_err(SandboxError::host("read", "/dev/urandom"))?;
@@ -337,6 +340,7 @@ async fn configure(agent: &Agent, spec: &SandboxSpec) -> Result<(), SandboxError
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy,
         sysctls: sysctls(spec, false).collect(),
+        vcpus: vcpus.into(),
         ..ConfigureRequest::default()
     };
     let answer = agent.configure(&request).await?;

@@ -3,6 +3,7 @@
 use super::agent::AgentError;
 use super::network::NetworkError;
 use super::spec::SpecError;
+use super::template::Unusable;
 use bulkhead_config::direct_volumes::RecordError;
 use std::io;
 use std::path::PathBuf;
@@ -21,6 +22,8 @@ pub enum SandboxError {
     DirectVolume(#[from] RecordError),
     #[error("{what} {path} is missing: reinstall Bulkhead on this node")]
     NotInstalled { what: &'static str, path: PathBuf },
+    #[error("template is not used: {0}")]
+    Template(#[from] Unusable),
     #[error("/dev/kvm is missing: this node has no hardware virtualization, or the kvm module is not loaded")]
     NoKvm,
     #[error("cgroup v2 is not mounted at {0}: Bulkhead does not support cgroup v1")]

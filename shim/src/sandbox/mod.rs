@@ -313,8 +313,6 @@ impl Inner {
     }
 }
 
-/// Removes what a sandbox left on the node, from its recorded state alone: for `delete`, after the shim died.
-/// Idempotent; a sandbox that never existed is fine. Takes less than 5 s and never asks the guest.
 /// Whether the node's template is there and fits.
 pub fn has_template(config: &Config) -> Result<bool, SandboxError> {
     template::exists(&Host::of_this_program()?, config)
@@ -325,6 +323,13 @@ pub async fn build_template(config: &Config) -> Result<(), SandboxError> {
     template::build(Host::of_this_program()?, config).await
 }
 
+/// What of pods starts from the node's template, after a look at every byte of it.
+pub fn check_template(config: &Config) -> Result<String, SandboxError> {
+    template::check(&Host::of_this_program()?, config)
+}
+
+/// Removes what a sandbox left on the node, from its recorded state alone: for `delete`, after the shim died.
+/// Idempotent; a sandbox that never existed is fine. Takes less than 5 s and never asks the guest.
 pub fn cleanup(namespace: &Identifier, id: &Identifier) -> Result<(), SandboxError> {
     cleanup::cleanup_on(&Host::of_this_program()?, &SandboxId::new(namespace, id), cleanup::BRIEF)
 }

@@ -114,6 +114,7 @@ impl Vmm {
         let restore = Restore {
             version: vmm_protocol::VERSION.into(),
             jail: JAIL,
+            vcpus: 1,
             kvm: FdSlot(0),
             memory: FdSlot(1),
             state: FdSlot(2),

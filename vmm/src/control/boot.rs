@@ -87,7 +87,7 @@ pub fn restore(request: &vmm_protocol::Restore, mut descriptors: Descriptors) ->
     }
     let content = machine::read_state(&state)?;
     drop(state);
-    let mut machine = Machine::restore(&content, resources)?;
+    let mut machine = Machine::restore(&content, request.vcpus, resources)?;
     machine.run().map_err(BootError::Vcpu)?;
     // Last, as in `boot`. Devices have started already: their threads have filters of their own.
     jail::confine_thread(ThreadKind::Main).map_err(BootError::Confine)?;

@@ -16,7 +16,7 @@ use crate::pci::Bus;
 use crate::virtio::device::GuestMemory;
 use crate::virtio::failure::Failures;
 use crate::virtio::transport::Attention;
-use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
+use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -235,20 +235,25 @@ fn create_vcpus(kvm_device: &Kvm, vm: &Vm, count: u8, entry: u64) -> Result<Vec<
     let tsc_deadline = kvm_device.check_extension(Cap::TscDeadlineTimer);
     (0..count)
         .map(|id| {
-            let vcpu = kvm("create a vCPU", vm.create_vcpu(u64::from(id)))?;
-            let entries = cpuid::normalize(&supported, cpuid::Processor { id, count }, tsc_deadline);
-            let cpuid = CpuId::from_entries(&entries);
-            // As many entries as KVM knows, and three more: always below the limit.
-            let cpuid = cpuid.map_err(|_| MachineError::Kvm("hold the CPUID", kvm_ioctls::Error::new(libc::E2BIG)))?;
-            kvm("set the CPUID", vcpu.set_cpuid2(&cpuid))?;
-            kvm("set model-specific registers", registers::set_msrs(&vcpu))?;
-            kvm("wire the local APIC", registers::wire_local_apic(&vcpu))?;
+            let vcpu = new_vcpu(vm, id, &cpuid::normalize(&supported, cpuid::Processor { id, count }, tsc_deadline))?;
             if id == 0 {
                 kvm("set the registers", registers::enter_kernel(&vcpu, entry))?;
             }
             Ok(vcpu)
         })
         .collect()
+}
+
+/// A vCPU as firmware would leave it. All but the first wait for the guest to start them.
+pub(super) fn new_vcpu(vm: &Vm, id: u8, told: &[kvm_cpuid_entry2]) -> Result<VcpuFd, MachineError> {
+    let vcpu = kvm("create a vCPU", vm.create_vcpu(u64::from(id)))?;
+    // As many entries as KVM knows, and three more: always below the limit.
+    let cpuid = CpuId::from_entries(told)
+        .map_err(|_| MachineError::Kvm("hold the CPUID", kvm_ioctls::Error::new(libc::E2BIG)))?;
+    kvm("set the CPUID", vcpu.set_cpuid2(&cpuid))?;
+    kvm("set model-specific registers", registers::set_msrs(&vcpu))?;
+    kvm("wire the local APIC", registers::wire_local_apic(&vcpu))?;
+    Ok(vcpu)
 }
 
 #[cfg(test)]

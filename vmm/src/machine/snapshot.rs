@@ -7,10 +7,11 @@
 //!
 //! Devices stop before vCPUs are read, since their last interrupts go into local APICs. A machine that was saved is spent.
 
-use super::setup::{MachineError, Parts, create_vm, kvm, root_length, supported_cpuid};
+use super::setup::{MachineError, Parts, create_vm, new_vcpu, root_length, supported_cpuid};
 use super::{AttachError, Machine, Vm, memory};
 use crate::machine::regions::Regions;
-use crate::machine::x86_64::{cpuid, layout};
+use crate::machine::x86_64::cpuid::{self, Processor};
+use crate::machine::x86_64::layout;
 use crate::snapshot::codec::{self, CodecError};
 use crate::snapshot::memory::{self as memory_file, MemoryFileError};
 use crate::snapshot::pause::PausableVcpu;
@@ -18,7 +19,7 @@ use crate::snapshot::state::MachineState;
 use crate::snapshot::vcpu::{VcpuError, VcpuState};
 use crate::snapshot::vm::{VmError, VmState};
 use crate::virtio::transport::StateError;
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use std::fs::File;
 use std::io;
@@ -55,6 +56,8 @@ pub enum SnapshotError {
     Devices,
     #[error("root image is another than the template's")]
     RootImage,
+    #[error("machine is to have {wanted} vCPUs, and the template's guest knows of {known}")]
+    Vcpus { wanted: u8, known: u8 },
     #[error("cannot wake a device")]
     Wake(#[source] io::Error),
 }
@@ -115,12 +118,16 @@ impl Machine {
         self.exits.catch_up();
         self.service();
         let functions = self.functions.values().map(|function| function.save()).collect::<Result<_, _>>()?;
-        let told = told(&kvm, self.processors)?;
-        let read = |(vcpu, cpuid)| VcpuState::read(&kvm, &self.doorbells.0, vcpu, cpuid);
+        // The guest has started none of the others, which is why its command line says so: new ones are as good.
+        for vcpu in &vcpus[1..] {
+            VcpuState::has_not_run(vcpu)?;
+        }
+        let told = told(&kvm, Processor { id: 0, count: self.processors })?;
         let content = MachineState {
             memory_mib,
             root_image: self.root_image.clone(),
-            vcpus: vcpus.iter().zip(told).map(read).collect::<Result<_, _>>()?,
+            processors: self.processors,
+            vcpu: VcpuState::read(&kvm, &self.doorbells.0, &vcpus[0], told)?,
             vm: VmState::read(&self.doorbells.0)?,
             bus_address: self.bus.address(),
             functions,
@@ -129,8 +136,11 @@ impl Machine {
         state.write_all_at(&codec::encode(&content)?, 0).map_err(SnapshotError::Write)
     }
 
-    /// Builds a machine that goes on where the saved one was.
-    pub fn restore(state: &MachineState, resources: RestoreResources) -> Result<Self, SnapshotError> {
+    /// Builds a machine that goes on where the saved one was, with as many vCPUs.
+    pub fn restore(state: &MachineState, count: u8, resources: RestoreResources) -> Result<Self, SnapshotError> {
+        if !(1..=state.processors).contains(&count) {
+            return Err(SnapshotError::Vcpus { wanted: count, known: state.processors });
+        }
         let ram = layout::ram(u64::from(state.memory_mib) << 20);
         let memory = memory::guest_memory(&ram).map_err(MachineError::from)?;
         memory_file::map(&memory, &resources.memory, &state.extents)?;
@@ -145,7 +155,7 @@ impl Machine {
         if root_image != state.root_image {
             return Err(SnapshotError::RootImage);
         }
-        let vcpus = vcpus(&resources.kvm, &vm, state)?;
+        let vcpus = vcpus(&resources.kvm, &vm, state, count)?;
         let parts = Parts {
             vm: Arc::clone(&vm),
             vcpus,
@@ -154,7 +164,7 @@ impl Machine {
             root_image,
             console: resources.console,
             debug_serial: false,
-            processors: u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX),
+            processors: count,
         };
         let machine = Self::assemble(parts)?;
         machine.restore_devices(state)?;
@@ -180,30 +190,28 @@ impl Machine {
     }
 }
 
-/// What each of `count` vCPUs is told that its processor is, on this node.
-fn told(kvm_device: &Kvm, count: u8) -> Result<Vec<Vec<kvm_cpuid_entry2>>, MachineError> {
+/// What a vCPU is told that it is, on this node.
+fn told(kvm_device: &Kvm, processor: Processor) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
     let supported = supported_cpuid(kvm_device)?;
-    let tsc_deadline = kvm_device.check_extension(Cap::TscDeadlineTimer);
-    Ok((0..count).map(|id| cpuid::normalize(&supported, cpuid::Processor { id, count }, tsc_deadline)).collect())
+    Ok(cpuid::normalize(&supported, processor, kvm_device.check_extension(Cap::TscDeadlineTimer)))
 }
 
-/// New vCPUs in the saved state, on a node whose processor is the saved one's.
-fn vcpus(kvm_device: &Kvm, vm: &Vm, state: &MachineState) -> Result<Vec<VcpuFd>, SnapshotError> {
-    let count = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
-    let mut vcpus = Vec::new();
-    for ((id, saved), told) in (0..).zip(&state.vcpus).zip(told(kvm_device, count)?) {
-        if told != saved.cpuid {
-            return Err(VcpuError::Processor.into());
-        }
-        let cpuid = CpuId::from_entries(&told);
-        let cpuid = cpuid.map_err(|_| MachineError::Kvm("hold the CPUID", kvm_ioctls::Error::new(libc::E2BIG)))?;
-        let vcpu = kvm("create a vCPU", vm.create_vcpu(id))?;
-        kvm("set the CPUID", vcpu.set_cpuid2(&cpuid))?;
-        vcpus.push(vcpu);
+/// The saved vCPU, on a node whose processor is the saved one's, and new ones.
+fn vcpus(kvm_device: &Kvm, vm: &Vm, state: &MachineState, count: u8) -> Result<Vec<VcpuFd>, SnapshotError> {
+    let told = |id| told(kvm_device, Processor { id, count: state.processors });
+    let told_first = told(0)?;
+    if told_first != state.vcpu.cpuid {
+        return Err(VcpuError::Processor.into());
+    }
+    let mut vcpus = vec![new_vcpu(vm, 0, &told_first)?];
+    for id in 1..count {
+        vcpus.push(new_vcpu(vm, id, &told(id)?)?);
     }
     state.vm.write(vm)?;
-    for (vcpu, saved) in vcpus.iter().zip(&state.vcpus) {
-        saved.write(vcpu)?;
+    state.vcpu.write(&vcpus[0])?;
+    // At once: KVM takes values written within a second for those of one counter.
+    for vcpu in &vcpus[1..] {
+        state.vcpu.write_time(vcpu)?;
     }
     Ok(vcpus)
 }

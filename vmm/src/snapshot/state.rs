@@ -16,7 +16,10 @@ pub struct MachineState {
     /// Guest addresses of the root image.
     pub root_image: Range<u64>,
     pub vm: VmState,
-    pub vcpus: Vec<VcpuState>,
+    /// How many processors the guest was told of.
+    pub processors: u8,
+    /// The first one, which alone has run.
+    pub vcpu: VcpuState,
     /// The PCI register that the guest has selected.
     pub bus_address: u32,
     pub functions: Vec<FunctionState>,
@@ -28,7 +31,8 @@ impl Saved for MachineState {
         memory::save_extents(writer, &self.extents);
         writer.object(&[self.root_image.start, self.root_image.end]);
         self.vm.save(writer);
-        writer.list(&self.vcpus, |writer, vcpu| vcpu.save(writer));
+        writer.object(&self.processors);
+        self.vcpu.save(writer);
         writer.object(&self.bus_address);
         writer.list(&self.functions, |writer, function| function.save(writer));
     }
@@ -41,16 +45,17 @@ impl Saved for MachineState {
         }
         let [start, end] = reader.object("the root image's place")?;
         let vm = VmState::load(reader)?;
-        let vcpus = reader.list("the vCPUs", usize::from(MAX_VCPUS), VcpuState::load)?;
-        if vcpus.is_empty() {
-            return Err(CodecError::Value("the vCPUs"));
+        let processors = reader.object("the number of processors")?;
+        if !(1..=MAX_VCPUS).contains(&processors) {
+            return Err(CodecError::Value("the number of processors"));
         }
         Ok(Self {
             memory_mib,
             extents,
             root_image: start..end,
             vm,
-            vcpus,
+            processors,
+            vcpu: VcpuState::load(reader)?,
             bus_address: reader.object("the selected register")?,
             functions: reader.list("the functions", SLOTS, FunctionState::load)?,
         })

@@ -8,8 +8,8 @@
 
 use super::codec::{CodecError, Reader, Saved, Writer};
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::collections::BTreeMap;
@@ -32,6 +32,8 @@ pub enum VcpuError {
     ExtendedState(i32),
     #[error("KVM does not take the saved value of model-specific register {0:#x}")]
     Register(u32),
+    #[error("guest has started more than its first processor")]
+    Started,
     #[error("node's processor is another than that of the saved state")]
     Processor,
     #[error("node's processor counts {now} kHz, and that of the saved state {saved} kHz")]
@@ -123,6 +125,19 @@ impl VcpuState {
         write_msrs(vcpu, &counter)?;
         write_msrs(vcpu, &rest)?;
         write_msrs(vcpu, &deadline)
+    }
+
+    /// Gives a new vCPU the time-stamp counter of the saved one.
+    pub fn write_time(&self, vcpu: &VcpuFd) -> Result<(), VcpuError> {
+        self.match_rate(vcpu)?;
+        let counter: Vec<_> = self.model_specific.iter().copied().filter(|entry| entry.index == MSR_TSC).collect();
+        write_msrs(vcpu, &counter)
+    }
+
+    /// Fails for a vCPU that the guest has started: its state would be lost.
+    pub fn has_not_run(vcpu: &VcpuFd) -> Result<(), VcpuError> {
+        let run_state = kvm("tell the run state", vcpu.get_mp_state())?;
+        if run_state.mp_state == KVM_MP_STATE_UNINITIALIZED { Ok(()) } else { Err(VcpuError::Started) }
     }
 
     fn match_rate(&self, vcpu: &VcpuFd) -> Result<(), VcpuError> {

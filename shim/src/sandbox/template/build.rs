@@ -1,11 +1,12 @@
 //! Makes a template: boots a machine in the same jail as a pod's, waits until it has nothing left to do, and has it saved.
 
-use super::{Inputs, MEMORY, Made, RECORD, Record, STATE, Stamp};
+use super::{Inputs, MEMORY, Made, PROCESSORS, RECORD, Record, STATE, Stamp, digest};
 use crate::identifier::Identifier;
 use crate::sandbox::boot::{self, Prepared, Resources};
 use crate::sandbox::host::{Host, create_directories};
 use crate::sandbox::lines::{self, Source};
 use crate::sandbox::oci::Spec;
+use crate::sandbox::size::Size;
 use crate::sandbox::vmm::Vmm;
 use crate::sandbox::{SandboxError, SandboxSpec};
 use bulkhead_config::Config;
@@ -26,6 +27,10 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// What the guest's kernel has put off would be done again in every copy: RCU's callbacks, freeing its start-up code, and
 /// telling the node of free pages, two seconds after they are free.
 const SETTLE: Duration = Duration::from_secs(5);
+
+/// The guest shall know all its processors, and start the first. Code for one processor would have to be patched before the
+/// second starts.
+const COMMAND_LINE: &str = "maxcpus=1 noreplace-smp";
 
 /// Makes the node's template, and removes those before it. Pods that run keep what they have mapped.
 pub(in crate::sandbox) async fn build(host: Host, config: &Config) -> Result<(), SandboxError> {
@@ -62,7 +67,13 @@ async fn make(host: &Host, spec: &SandboxSpec, config: &Config, resources: &Reso
     let finish = || -> io::Result<()> {
         memory.sync_all()?;
         state.sync_all()?;
-        let record = Record { number, made, memory: Stamp::of(&memory)?, state: Stamp::of(&state)? };
+        let record = Record {
+            number,
+            made,
+            memory: Stamp::of(&memory)?,
+            memory_digest: digest(&memory)?,
+            state: Stamp::of(&state)?,
+        };
         let unfinished = directory.join("current.new");
         let mut file = File::create(&unfinished)?;
         file.write_all(&serde_json::to_vec(&record)?)?;
@@ -86,8 +97,13 @@ async fn save(
     let (console, console_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
     lines::forward(console, Source::Console { debug: false })?;
-    let size = super::super::size::Size { memory_mib: config.memory_mib, vcpus: 1 };
-    let machine = Machine { template: true, debug_serial: false, ..boot::machine(size, config, prepared.uid) };
+    let size = Size { memory_mib: config.memory_mib, vcpus: PROCESSORS };
+    let machine = Machine {
+        template: true,
+        debug_serial: false,
+        command_line: COMMAND_LINE.to_owned(),
+        ..boot::machine(size, config, prepared.uid)
+    };
     let [kvm, kernel, root_image] = resources.duplicates()?;
     vmm.boot(machine, &[kvm, kernel, root_image, console_writer], LIMIT).await?;
     vmm.agent_ready().await?;

@@ -11,8 +11,10 @@
 //! and whatever goes wrong before the restored agent answers: the pod boots the slow way, with one warning.
 
 mod build;
+mod remake;
 
 pub(super) use build::build;
+pub(super) use remake::remake;
 
 use super::SandboxError;
 use super::boot::Resources;
@@ -20,14 +22,19 @@ use super::host::Host;
 use super::size::Size;
 use bulkhead_config::Config;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 const RECORD: &str = "current.json";
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
+
+/// How many processors its guest knows of. It runs on the first until a pod wants more. Each one that is known costs memory and
+/// a little time at every change of a cgroup, whether it runs or not.
+const PROCESSORS: u8 = 4;
 
 const MAX_RECORD: u64 = 16 * 1024;
 
@@ -60,6 +67,7 @@ impl Stamp {
 struct Made {
     version: String,
     memory_mib: u32,
+    processors: u8,
     kernel: Stamp,
     root_image: Stamp,
     vmm: Stamp,
@@ -73,6 +81,8 @@ struct Record {
     number: u32,
     made: Made,
     memory: Stamp,
+    /// SHA-256 of the memory file. The state file has its own.
+    memory_digest: [u8; 32],
     state: Stamp,
 }
 
@@ -89,6 +99,7 @@ impl Made {
         Ok(Self {
             version: vmm_protocol::VERSION.to_owned(),
             memory_mib,
+            processors: PROCESSORS,
             kernel: Stamp::of(inputs.kernel)?,
             root_image: Stamp::of(inputs.root_image)?,
             vmm: Stamp::of(&File::open(host.vmm())?)?,
@@ -106,7 +117,7 @@ pub(super) struct Template {
 
 /// Why a template that is there is not used; one sentence.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unusable {
+pub enum Unusable {
     #[error("cannot read {path}: {error}")]
     Read { path: PathBuf, error: io::Error },
     #[error("{0} is not what was recorded: run `bulkhead template build`")]
@@ -118,7 +129,7 @@ pub(super) enum Unusable {
 /// The template for a machine of this size. `None`: there is none, or it is not wanted, or not for this size.
 pub(super) fn open(host: &Host, inputs: Inputs<'_>, size: Size, config: &Config) -> Result<Option<Template>, Unusable> {
     // What debugging is to show happens before a template is made.
-    if !config.templates || config.debug || size.vcpus != 1 {
+    if !config.templates || config.debug || size.vcpus > PROCESSORS {
         return Ok(None);
     }
     let directory = host.templates();
@@ -142,11 +153,47 @@ pub(super) fn open(host: &Host, inputs: Inputs<'_>, size: Size, config: &Config)
 
 /// Whether there is one for pods of the default size.
 pub(super) fn exists(host: &Host, config: &Config) -> Result<bool, SandboxError> {
+    Ok(matches!(of_default_size(host, config)?, Ok(Some(_))))
+}
+
+/// Says for which pods there is one, or what is wrong with it: also with its memory, which is too long to be read for each pod.
+pub(super) fn check(host: &Host, config: &Config) -> Result<String, SandboxError> {
+    let damaged = |reason: Unusable| SandboxError::Template(reason);
+    let Some(template) = of_default_size(host, config)?.map_err(damaged)? else {
+        return Ok("none, so that pods boot".to_owned());
+    };
+    let record = read_record(&host.templates()).map_err(damaged)?;
+    let digest = digest(&template.memory).map_err(SandboxError::host("read", &host.templates().display()))?;
+    match record {
+        Some(record) if record.memory_digest == digest => Ok(format!(
+            "pods with {} MiB of memory and up to {} vCPUs start from it",
+            record.made.memory_mib, record.made.processors
+        )),
+        _ => Err(damaged(Unusable::Changed(host.templates().join(MEMORY)))),
+    }
+}
+
+fn of_default_size(host: &Host, config: &Config) -> Result<Result<Option<Template>, Unusable>, SandboxError> {
     let resources = Resources::open(host)?;
     let inputs = Inputs { kernel: &resources.kernel, root_image: &resources.root_image };
     let size = Size { memory_mib: config.memory_mib, vcpus: 1 };
     let config = Config { debug: false, templates: true, ..config.clone() };
-    Ok(matches!(open(host, inputs, size, &config), Ok(Some(_))))
+    Ok(open(host, inputs, size, &config))
+}
+
+/// Of a file's content.
+fn digest(file: &File) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    let mut position = 0;
+    loop {
+        let length = file.read_at(&mut piece, position)?;
+        if length == 0 {
+            return Ok(hash.finalize().into());
+        }
+        hash.update(&piece[..length]);
+        position += length as u64;
+    }
 }
 
 fn read_record(directory: &Path) -> Result<Option<Record>, Unusable> {

@@ -31,7 +31,8 @@ impl Node {
         }
         let stamp = |name: &str| Stamp::of(&File::open(place.join(name)).unwrap()).unwrap();
         let made = Made::now(&node.host, node.inputs(), SIZE.memory_mib).unwrap();
-        let record = Record { number: 7, made, memory: stamp(MEMORY), state: stamp(STATE) };
+        let memory_digest = digest(&File::open(place.join(MEMORY)).unwrap()).unwrap();
+        let record = Record { number: 7, made, memory: stamp(MEMORY), memory_digest, state: stamp(STATE) };
         std::fs::write(node.host.templates().join(RECORD), serde_json::to_vec(&record).unwrap()).unwrap();
         node
     }
@@ -51,10 +52,11 @@ impl Node {
 }
 
 #[test]
-fn a_template_is_for_one_size_and_can_be_switched_off() {
+fn a_template_is_for_one_size_of_memory_and_can_be_switched_off() {
     let node = Node::new();
     assert_eq!(node.opens(), Ok(true));
-    for size in [Size { vcpus: 2, ..SIZE }, Size { memory_mib: 513, ..SIZE }] {
+    assert!(node.open(Size { vcpus: PROCESSORS, ..SIZE }, &Config::default()).unwrap().is_some());
+    for size in [Size { vcpus: PROCESSORS + 1, ..SIZE }, Size { memory_mib: 513, ..SIZE }] {
         assert!(node.open(size, &Config::default()).unwrap().is_none());
     }
     for config in [Config { templates: false, ..Config::default() }, Config { debug: true, ..Config::default() }] {

@@ -3,7 +3,7 @@
 use e2e::log::ContainerdLog;
 use e2e::node_config::NodeConfig;
 use e2e::vmm::Vmm;
-use e2e::{BUSYBOX, Container, FOREVER};
+use e2e::{BUSYBOX, Container, FOREVER, eventually};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -84,6 +84,28 @@ fn the_clock_of_a_restored_pod_is_the_nodes() {
 }
 
 #[test]
+fn a_restored_pod_has_the_processors_that_it_asks_for() {
+    if are_off() {
+        return;
+    }
+    // The template's guest knows of four.
+    for (vcpus, restored) in [(1, true), (3, true), (4, true), (5, false)] {
+        let pod = Container::new(BUSYBOX, "overlayfs")
+            .argument("--annotation")
+            .argument(&format!("io.bulkhead.vcpus={vcpus}"))
+            .command(&FOREVER)
+            .start();
+        assert_eq!(is_restored(&Vmm { pid: pod.pid() }), restored, "{vcpus}");
+        assert_eq!(pod.exec(&["/bin/nproc"]).success().stdout().trim(), vcpus.to_string());
+        // Each runs something, and their clocks do not go back from one to the next.
+        let script = "last=0; for i in $(seq 40); do cpu=$((i % $(nproc))); \
+            now=$(taskset -c $cpu awk '{ print int($1 * 100) }' /proc/uptime) || exit 1; \
+            [ $now -ge $last ] || exit 2; last=$now; done; echo done";
+        assert_eq!(pod.shell(script).success().stdout(), "done\n", "{vcpus}");
+    }
+}
+
+#[test]
 fn templates_can_be_switched_off() {
     if are_off() {
         return;
@@ -134,6 +156,38 @@ fn a_damaged_template_is_left_alone_with_one_warning() {
     let file = fs::File::options().write(true).open(&state.0).expect("the state can be opened");
     file.write_all_at(b"damage", 100).expect("the state can be written");
     boots_with_a_warning();
+}
+
+/// A node that was given another kernel or processor heals by itself.
+#[test]
+fn an_old_template_that_does_not_work_is_made_anew() {
+    if are_off() {
+        return;
+    }
+    let record = PathBuf::from(TEMPLATES).join("current.json");
+    let old = template();
+    let state = fs::File::options().write(true).open(old.join("state")).expect("the state can be opened");
+    state.write_all_at(b"damage", 100).expect("the state can be written");
+    e2e::run(&["touch", "-d", "2 hours ago", &record.display().to_string()]);
+    boots_with_a_warning();
+    eventually("there is another template", || record.exists() && !old.exists());
+    let log = ContainerdLog::from_now_on();
+    let pod = Container::new(BUSYBOX, "overlayfs").command(&FOREVER).start();
+    assert!(is_restored(&Vmm { pid: pod.pid() }));
+    assert_eq!(log.lines_with(WARNING), Vec::<String>::new());
+}
+
+#[test]
+fn check_reads_all_of_the_template() {
+    if are_off() {
+        return;
+    }
+    let check = || e2e::try_run(&["/opt/bulkhead/bin/bulkhead", "check"]).stdout();
+    assert!(check().contains("template: pods with 512 MiB of memory and up to 4 vCPUs start from it"), "{}", check());
+    let memory = Kept::new(template().join("memory"));
+    assert!(check().contains("is not what was recorded"), "{}", check());
+    drop(memory);
+    assert!(check().contains("start from it"), "{}", check());
 }
 
 /// Its record is right, so that the VMM is the first to notice.

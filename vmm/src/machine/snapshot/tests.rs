@@ -66,8 +66,13 @@ fn console() -> OwnedFd {
 }
 
 fn saved() -> Option<Saved> {
+    saved_for(1)
+}
+
+/// Of a guest that was told of so many processors, and runs on the first.
+fn saved_for(vcpus: u8) -> Option<Saved> {
     let kvm = open_kvm()?;
-    let description = Description { vcpus: 1, memory_mib: 64, command_line: String::new(), debug_serial: false };
+    let description = Description { vcpus, memory_mib: 64, command_line: String::new(), debug_serial: false };
     let resources = Resources { kvm, kernel: kernel(), root_image: image(2 * MIB), console: console() };
     let mut machine = Machine::new(&description, resources).unwrap();
     machine.run_as_template(open_kvm()?, description.memory_mib).unwrap();
@@ -79,10 +84,14 @@ fn saved() -> Option<Saved> {
 }
 
 fn restore(saved: &Saved, root_image: File) -> Result<Machine, SnapshotError> {
+    restore_with(saved, 1, root_image)
+}
+
+fn restore_with(saved: &Saved, vcpus: u8, root_image: File) -> Result<Machine, SnapshotError> {
     let kvm = open_kvm().unwrap();
     let memory = saved.memory.try_clone().unwrap();
     let resources = RestoreResources { kvm, memory, root_image, console: console() };
-    Machine::restore(&read_state(&saved.state)?, resources)
+    Machine::restore(&read_state(&saved.state)?, vcpus, resources)
 }
 
 #[test]
@@ -105,15 +114,28 @@ fn a_machine_goes_on_as_often_as_it_is_restored() {
 }
 
 #[test]
+fn a_machine_is_restored_with_as_many_vcpus_as_its_guest_knows_of() {
+    let Some(saved) = saved_for(4) else { return };
+    for count in 1..=4 {
+        let machine = restore_with(&saved, count, image(2 * MIB)).unwrap();
+        assert_eq!(machine.vcpus.len(), usize::from(count));
+    }
+    for wanted in [0, 5] {
+        let error = restore_with(&saved, wanted, image(2 * MIB)).unwrap_err();
+        assert!(matches!(error, SnapshotError::Vcpus { known: 4, .. }), "{error}");
+    }
+}
+
+#[test]
 fn another_root_image_or_processor_is_refused() {
     let Some(saved) = saved() else { return };
     assert!(matches!(restore(&saved, image(4 * MIB)), Err(SnapshotError::RootImage)));
     let mut state = read_state(&saved.state).unwrap();
-    state.vcpus[0].cpuid[0].eax ^= 1;
+    state.vcpu.cpuid[0].eax ^= 1;
     let memory = saved.memory.try_clone().unwrap();
     let resources =
         RestoreResources { kvm: open_kvm().unwrap(), memory, root_image: image(2 * MIB), console: console() };
-    let error = Machine::restore(&state, resources).unwrap_err();
+    let error = Machine::restore(&state, 1, resources).unwrap_err();
     assert!(matches!(error, SnapshotError::Vcpu(VcpuError::Processor)), "{error}");
 }
 
@@ -132,7 +154,7 @@ fn functions_that_are_missing_or_doubled_are_refused() {
         let memory = saved.memory.try_clone().unwrap();
         let resources =
             RestoreResources { kvm: open_kvm().unwrap(), memory, root_image: image(2 * MIB), console: console() };
-        assert!(Machine::restore(&state, resources).is_err());
+        assert!(Machine::restore(&state, 1, resources).is_err());
     }
 }
 
