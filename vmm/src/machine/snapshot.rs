@@ -12,12 +12,12 @@ use super::{AttachError, Machine, Vm, memory};
 use crate::machine::regions::Regions;
 use crate::machine::x86_64::cpuid::{self, Processor};
 use crate::machine::x86_64::layout;
+use crate::snapshot::clock::{ClockError, GuestClock};
 use crate::snapshot::codec::{self, CodecError};
 use crate::snapshot::memory::{self as memory_file, MemoryFileError};
 use crate::snapshot::pause::PausableVcpu;
 use crate::snapshot::state::MachineState;
 use crate::snapshot::vcpu::{VcpuError, VcpuState};
-use crate::snapshot::vm::{VmError, VmState};
 use crate::virtio::transport::StateError;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
@@ -41,7 +41,7 @@ pub enum SnapshotError {
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
     #[error(transparent)]
-    Vm(#[from] VmError),
+    Clock(#[from] ClockError),
     #[error(transparent)]
     Memory(#[from] MemoryFileError),
     #[error(transparent)]
@@ -128,7 +128,7 @@ impl Machine {
             root_image: self.root_image.clone(),
             processors: self.processors,
             vcpu: VcpuState::read(&kvm, &self.doorbells.0, &vcpus[0], told)?,
-            vm: VmState::read(&self.doorbells.0)?,
+            clock: GuestClock::read(&self.doorbells.0)?,
             bus_address: self.bus.address(),
             functions,
             extents: memory_file::save(&self.memory, &layout::ram(u64::from(memory_mib) << 20), memory)?,
@@ -168,7 +168,7 @@ impl Machine {
         };
         let machine = Self::assemble(parts)?;
         machine.restore_devices(state)?;
-        state.vm.continue_clock(&vm)?;
+        state.clock.go_on(&vm)?;
         Ok(machine)
     }
 
@@ -207,7 +207,6 @@ fn vcpus(kvm_device: &Kvm, vm: &Vm, state: &MachineState, count: u8) -> Result<V
     for id in 1..count {
         vcpus.push(new_vcpu(vm, id, &told(id)?)?);
     }
-    state.vm.write(vm)?;
     state.vcpu.write(&vcpus[0])?;
     // At once: KVM takes values written within a second for those of one counter.
     for vcpu in &vcpus[1..] {

@@ -4,12 +4,12 @@
 //! believed: queues are checked against memory as those of a driver are, and whatever does not fit is an error, upon which
 //! the shim boots the machine the slow way.
 
+pub mod clock;
 pub mod codec;
 pub mod memory;
 pub mod pause;
 pub mod state;
 pub mod vcpu;
-pub mod vm;
 
 #[cfg(test)]
 mod tests;

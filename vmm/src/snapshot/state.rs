@@ -1,9 +1,9 @@
 //! Everything about a machine but its memory's content.
 
+use super::clock::GuestClock;
 use super::codec::{CodecError, Reader, Saved, Writer};
 use super::memory::{self, Extent};
 use super::vcpu::VcpuState;
-use super::vm::VmState;
 use crate::pci::SLOTS;
 use crate::virtio::transport::FunctionState;
 use std::ops::Range;
@@ -15,7 +15,7 @@ pub struct MachineState {
     pub extents: Vec<Extent>,
     /// Guest addresses of the root image.
     pub root_image: Range<u64>,
-    pub vm: VmState,
+    pub clock: GuestClock,
     /// How many processors the guest was told of.
     pub processors: u8,
     /// The first one, which alone has run.
@@ -30,7 +30,7 @@ impl Saved for MachineState {
         writer.object(&self.memory_mib);
         memory::save_extents(writer, &self.extents);
         writer.object(&[self.root_image.start, self.root_image.end]);
-        self.vm.save(writer);
+        self.clock.save(writer);
         writer.object(&self.processors);
         self.vcpu.save(writer);
         writer.object(&self.bus_address);
@@ -44,7 +44,7 @@ impl Saved for MachineState {
             return Err(CodecError::Value("the size of memory"));
         }
         let [start, end] = reader.object("the root image's place")?;
-        let vm = VmState::load(reader)?;
+        let clock = GuestClock::load(reader)?;
         let processors = reader.object("the number of processors")?;
         if !(1..=MAX_VCPUS).contains(&processors) {
             return Err(CodecError::Value("the number of processors"));
@@ -53,7 +53,7 @@ impl Saved for MachineState {
             memory_mib,
             extents,
             root_image: start..end,
-            vm,
+            clock,
             processors,
             vcpu: VcpuState::load(reader)?,
             bus_address: reader.object("the selected register")?,

@@ -1,9 +1,9 @@
 //! Tiny guests in real mode, on the machine's own KVM: begun in one machine, continued in another.
 
+use super::clock::GuestClock;
 use super::codec::{self, Saved};
 use super::pause::PausableVcpu;
 use super::vcpu::VcpuState;
-use super::vm::VmState;
 use crate::machine::{AddressLatch, Exits};
 use crate::pci::Bus;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_userspace_memory_region};
@@ -24,8 +24,6 @@ struct Host {
     kvm: Kvm,
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap<()>,
-    /// How much of the machine is in the kernel.
-    split: bool,
 }
 
 /// A machine that is not running, as it is saved.
@@ -35,23 +33,23 @@ struct Paused {
 }
 
 struct Both {
-    vm: VmState,
+    clock: GuestClock,
     vcpu: VcpuState,
 }
 
 impl Saved for Both {
     fn save(&self, writer: &mut codec::Writer) {
-        self.vm.save(writer);
+        self.clock.save(writer);
         self.vcpu.save(writer);
     }
 
     fn load(reader: &mut codec::Reader<'_>) -> Result<Self, codec::CodecError> {
-        Ok(Self { vm: VmState::load(reader)?, vcpu: VcpuState::load(reader)? })
+        Ok(Self { clock: GuestClock::load(reader)?, vcpu: VcpuState::load(reader)? })
     }
 }
 
 impl Host {
-    fn new(split: bool) -> Option<Self> {
+    fn new() -> Option<Self> {
         let kvm = match Kvm::new() {
             Ok(kvm) => kvm,
             Err(error) => {
@@ -61,15 +59,8 @@ impl Host {
         };
         let vm = Arc::new(kvm.create_vm().unwrap());
         vm.set_tss_address(0xfffb_d000).unwrap();
-        if split {
-            let mut capability =
-                kvm_bindings::kvm_enable_cap { cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-            capability.args[0] = 0;
-            vm.enable_cap(&capability).unwrap();
-        } else {
-            vm.create_irq_chip().unwrap();
-            vm.create_pit2(kvm_bindings::kvm_pit_config::default()).unwrap();
-        }
+        let local = kvm_bindings::kvm_enable_cap { cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+        vm.enable_cap(&local).unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
         let region = kvm_userspace_memory_region {
             slot: 0,
@@ -81,7 +72,7 @@ impl Host {
         // SAFETY: the memory outlives the vCPUs of the test.
         #[expect(unsafe_code, reason = "a memory slot names a host address")]
         unsafe { vm.set_user_memory_region(region) }.unwrap();
-        Some(Self { kvm, vm, memory, split })
+        Some(Self { kvm, vm, memory })
     }
 
     fn cpuid(&self) -> CpuId {
@@ -120,7 +111,7 @@ impl Host {
 
     fn save(&self, vcpu: &VcpuFd) -> Paused {
         let vcpu = self.vcpu_state(vcpu);
-        let state = codec::encode(&Both { vm: VmState::read(&self.vm).unwrap(), vcpu }).unwrap();
+        let state = codec::encode(&Both { clock: GuestClock::read(&self.vm).unwrap(), vcpu }).unwrap();
         let mut memory = vec![0; RAM];
         self.memory.read_slice(&mut memory, GuestAddress(0)).unwrap();
         Paused { state, memory }
@@ -151,14 +142,13 @@ impl Host {
 
     /// Another machine that goes on where the saved one was.
     fn restored(&self, paused: &Paused) -> (Self, VcpuFd) {
-        let next = Self::new(self.split).unwrap();
+        let next = Self::new().unwrap();
         next.memory.write_slice(&paused.memory, GuestAddress(0)).unwrap();
-        let Both { vm, vcpu: state } = codec::decode(&paused.state).unwrap();
+        let Both { clock, vcpu: state } = codec::decode(&paused.state).unwrap();
         let vcpu = next.vm.create_vcpu(0).unwrap();
         vcpu.set_cpuid2(&CpuId::from_entries(&state.cpuid).unwrap()).unwrap();
-        vm.write(&next.vm).unwrap();
         state.write(&vcpu).unwrap();
-        vm.continue_clock(&next.vm).unwrap();
+        clock.go_on(&next.vm).unwrap();
         (next, vcpu)
     }
 }
@@ -182,41 +172,36 @@ fn counter(vcpu: &VcpuFd) -> u64 {
     msrs.as_slice()[0].data
 }
 
-fn machines() -> impl Iterator<Item = Host> {
-    [false, true].into_iter().filter_map(Host::new)
-}
-
 #[test]
 fn registers_and_vectors_and_model_specific_registers_survive() {
-    for host in machines() {
-        let code = [
-            &wrmsr(0xc000_0102, 0x1357_9bdf)[..],
-            // mov eax, cr4; or eax, 0x200; mov cr4, eax: the vector registers may be used.
-            &[0x0f, 0x20, 0xe0, 0x66, 0x0d, 0x00, 0x02, 0x00, 0x00, 0x0f, 0x22, 0xe0],
-            // movups xmm3, [0x620]
-            &[0x0f, 0x10, 0x1e, 0x20, 0x06],
-            // mov ebx, 0x55aa33cc
-            &[0x66, 0xbb, 0xcc, 0x33, 0xaa, 0x55],
-            WAIT,
-            // mov [0x500], ebx; mov ecx, 0xc0000102; rdmsr; mov [0x504], eax; movups [0x508], xmm3
-            &[0x66, 0x89, 0x1e, 0x00, 0x05, 0x66, 0xb9, 0x02, 0x01, 0x00, 0xc0, 0x0f, 0x32, 0x66, 0xa3, 0x04, 0x05],
-            &[0x0f, 0x11, 0x1e, 0x08, 0x05],
-            STOP,
-        ]
-        .concat();
-        let vector = [1, 2, 3, 0x1234_5678_u32];
-        host.memory.write_obj(vector, GuestAddress(0x620)).unwrap();
-        let running = host.run(host.begin(&code));
-        std::thread::sleep(Duration::from_millis(50));
-        let paused = host.save(&running.pause().unwrap());
-        // More than once: a template is restored again and again.
-        for _ in 0..3 {
-            let (next, vcpu) = host.restored(&paused);
-            next.memory.write_obj(1_u8, GO_ON).unwrap();
-            next.finish(vcpu);
-            assert_eq!(next.memory.read_obj::<[u32; 2]>(RESULT).unwrap(), [0x55aa_33cc, 0x1357_9bdf]);
-            assert_eq!(next.memory.read_obj::<[u32; 4]>(GuestAddress(0x508)).unwrap(), vector);
-        }
+    let Some(host) = Host::new() else { return };
+    let code = [
+        &wrmsr(0xc000_0102, 0x1357_9bdf)[..],
+        // mov eax, cr4; or eax, 0x200; mov cr4, eax: the vector registers may be used.
+        &[0x0f, 0x20, 0xe0, 0x66, 0x0d, 0x00, 0x02, 0x00, 0x00, 0x0f, 0x22, 0xe0],
+        // movups xmm3, [0x620]
+        &[0x0f, 0x10, 0x1e, 0x20, 0x06],
+        // mov ebx, 0x55aa33cc
+        &[0x66, 0xbb, 0xcc, 0x33, 0xaa, 0x55],
+        WAIT,
+        // mov [0x500], ebx; mov ecx, 0xc0000102; rdmsr; mov [0x504], eax; movups [0x508], xmm3
+        &[0x66, 0x89, 0x1e, 0x00, 0x05, 0x66, 0xb9, 0x02, 0x01, 0x00, 0xc0, 0x0f, 0x32, 0x66, 0xa3, 0x04, 0x05],
+        &[0x0f, 0x11, 0x1e, 0x08, 0x05],
+        STOP,
+    ]
+    .concat();
+    let vector = [1, 2, 3, 0x1234_5678_u32];
+    host.memory.write_obj(vector, GuestAddress(0x620)).unwrap();
+    let running = host.run(host.begin(&code));
+    std::thread::sleep(Duration::from_millis(50));
+    let paused = host.save(&running.pause().unwrap());
+    // More than once: a template is restored again and again.
+    for _ in 0..3 {
+        let (next, vcpu) = host.restored(&paused);
+        next.memory.write_obj(1_u8, GO_ON).unwrap();
+        next.finish(vcpu);
+        assert_eq!(next.memory.read_obj::<[u32; 2]>(RESULT).unwrap(), [0x55aa_33cc, 0x1357_9bdf]);
+        assert_eq!(next.memory.read_obj::<[u32; 4]>(GuestAddress(0x508)).unwrap(), vector);
     }
 }
 
@@ -244,49 +229,47 @@ fn sleeper(ticks: u32) -> Vec<u8> {
 
 #[test]
 fn a_timer_that_was_armed_fires_in_the_restored_machine() {
-    for host in machines() {
-        // inc word [0x500]
-        host.memory.write_slice(&[&[0xff, 0x06, 0x00, 0x05][..], STOP].concat(), GuestAddress(0x2000)).unwrap();
-        let vcpu = host.begin(&[]);
-        let rate = vcpu.get_tsc_khz().unwrap(); // ticks in a millisecond
-        host.memory.write_slice(&sleeper(rate * 500), GuestAddress(CODE)).unwrap();
-        let running = host.run(vcpu);
-        std::thread::sleep(Duration::from_millis(100));
-        let paused = host.save(&running.pause().unwrap());
-        for _ in 0..3 {
-            let (next, vcpu) = host.restored(&paused);
-            let before = next.memory.read_obj::<u16>(RESULT).unwrap();
-            assert_eq!(before, 0, "the timer fired too early for this test");
-            next.finish(vcpu);
-            assert_eq!(next.memory.read_obj::<u16>(RESULT).unwrap(), 1);
-        }
+    let Some(host) = Host::new() else { return };
+    // inc word [0x500]
+    host.memory.write_slice(&[&[0xff, 0x06, 0x00, 0x05][..], STOP].concat(), GuestAddress(0x2000)).unwrap();
+    let vcpu = host.begin(&[]);
+    let rate = vcpu.get_tsc_khz().unwrap(); // ticks in a millisecond
+    host.memory.write_slice(&sleeper(rate * 500), GuestAddress(CODE)).unwrap();
+    let running = host.run(vcpu);
+    std::thread::sleep(Duration::from_millis(100));
+    let paused = host.save(&running.pause().unwrap());
+    for _ in 0..3 {
+        let (next, vcpu) = host.restored(&paused);
+        let before = next.memory.read_obj::<u16>(RESULT).unwrap();
+        assert_eq!(before, 0, "the timer fired too early for this test");
+        next.finish(vcpu);
+        assert_eq!(next.memory.read_obj::<u16>(RESULT).unwrap(), 1);
     }
 }
 
 #[test]
 fn clocks_go_on_where_they_were() {
-    for host in machines() {
-        let running = host.run(host.begin(WAIT));
-        std::thread::sleep(Duration::from_millis(20));
-        let vcpu = running.pause().unwrap();
-        let paused = host.save(&vcpu);
-        let (clock, ticks) = (host.vm.get_clock().unwrap().clock, counter(&vcpu));
-        let second = u64::from(vcpu.get_tsc_khz().unwrap()) * 1000;
-        std::thread::sleep(Duration::from_millis(1500));
-        let (next, vcpu) = host.restored(&paused);
-        let (later, later_ticks) = (next.vm.get_clock().unwrap().clock, counter(&vcpu));
-        assert!(later < clock + 1_000_000_000, "{clock} {later}");
-        if next.has_own_counter() {
-            assert!(ticks.abs_diff(later_ticks) < second, "{ticks} {later_ticks}");
-        }
+    let Some(host) = Host::new() else { return };
+    let running = host.run(host.begin(WAIT));
+    std::thread::sleep(Duration::from_millis(20));
+    let vcpu = running.pause().unwrap();
+    let paused = host.save(&vcpu);
+    let (clock, ticks) = (host.vm.get_clock().unwrap().clock, counter(&vcpu));
+    let second = u64::from(vcpu.get_tsc_khz().unwrap()) * 1000;
+    std::thread::sleep(Duration::from_millis(1500));
+    let (next, vcpu) = host.restored(&paused);
+    let (later, later_ticks) = (next.vm.get_clock().unwrap().clock, counter(&vcpu));
+    assert!(later < clock + 1_000_000_000, "{clock} {later}");
+    if next.has_own_counter() {
+        assert!(ticks.abs_diff(later_ticks) < second, "{ticks} {later_ticks}");
     }
 }
 
 #[test]
 fn damaged_content_is_an_error_or_a_state_but_no_panic() {
-    let Some(host) = Host::new(true) else { return };
+    let Some(host) = Host::new() else { return };
     let vcpu = host.vcpu();
-    let state = Both { vm: VmState::read(&host.vm).unwrap(), vcpu: host.vcpu_state(&vcpu) };
+    let state = Both { clock: GuestClock::read(&host.vm).unwrap(), vcpu: host.vcpu_state(&vcpu) };
     let content = codec::testing::content(&state);
     for length in 0..content.len() {
         assert!(codec::testing::from_content::<Both>(&content[..length]).is_err());

@@ -153,7 +153,10 @@ mod tests {
             let parts: Vec<String> = parts.iter().map(|&part| part.to_owned()).collect();
             chosen(&parts, None, false).iter().map(super::Step::name).collect::<Vec<_>>()
         };
-        assert_eq!(names(&["vmm-init qemu", "agent"]), ["vmm-init qemu", "vmm-agent bulkhead-cold", "vmm-agent bulkhead-template"]);
+        assert_eq!(
+            names(&["vmm-init qemu", "agent"]),
+            ["vmm-init qemu", "vmm-agent bulkhead-cold", "vmm-agent bulkhead-template"]
+        );
         assert_eq!(names(&[]).len(), STEPS.len());
         assert_eq!(chosen(&["agent".to_owned()], Some(3), true)[0].rounds, 3);
     }
