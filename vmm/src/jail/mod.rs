@@ -8,6 +8,7 @@ mod enter;
 mod filter;
 mod plan;
 mod rules;
+mod tree;
 
 #[cfg(test)]
 mod tests;
