@@ -1,5 +1,6 @@
 //! Our VMM without a shim: when its guest is there.
 
+use crate::sample::tell_time;
 use crate::timeline::{Timeline, initcall, kernel_line};
 use crate::trace;
 use crate::vmm::{Files, Size, Template, Vmm, configure};
@@ -22,20 +23,33 @@ pub fn init(files: &Files<'_>) -> Result<Duration> {
     Ok(vmm.elapsed())
 }
 
-/// Time until the agent of a booted guest has answered its first call.
-pub fn agent(files: &Files<'_>) -> Result<Duration> {
+/// Tells the time until the agent of a booted guest has answered its first call, and its parts.
+pub fn agent(files: &Files<'_>) -> Result<()> {
     let vmm = Vmm::boot(files, &Size::MEASURED)?;
+    vmm.runs()?;
+    let runs = vmm.elapsed();
     vmm.agent_ready()?;
+    let ready = vmm.elapsed();
     configure(vmm.connect()?)?;
-    Ok(vmm.elapsed())
+    let answered = vmm.elapsed();
+    tell_time("vmm-agent", answered);
+    tell_time("vmm-agent-machine", runs);
+    tell_time("vmm-agent-guest", ready - runs);
+    tell_time("vmm-agent-answer", answered - ready);
+    Ok(())
 }
 
-/// The same of a guest from a template.
-pub fn restored_agent(files: &Files<'_>, template: &Template) -> Result<Duration> {
+/// The same of a guest from a template, which has nothing to do between.
+pub fn restored_agent(files: &Files<'_>, template: &Template) -> Result<()> {
     let vmm = Vmm::restore(files, template)?;
     vmm.runs()?;
+    let runs = vmm.elapsed();
     configure(vmm.connect()?)?;
-    Ok(vmm.elapsed())
+    let answered = vmm.elapsed();
+    tell_time("vmm-agent", answered);
+    tell_time("vmm-agent-machine", runs);
+    tell_time("vmm-agent-answer", answered - runs);
+    Ok(())
 }
 
 /// The template in `directory`, made if there is none.

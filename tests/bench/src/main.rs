@@ -28,10 +28,10 @@ fn main() -> Result<()> {
         ["vmm-init", "qemu"] => tell_time("vmm-init", qemu::init(&QEMU)?),
         ["exits", "bulkhead-cold"] => counts::exits(|| bulkhead::init(&compared))?,
         ["exits", "qemu"] => counts::exits(|| qemu::init(&QEMU))?,
-        ["vmm-agent", "bulkhead-cold"] => tell_time("vmm-agent", bulkhead::agent(&installed)?),
+        ["vmm-agent", "bulkhead-cold"] => bulkhead::agent(&installed)?,
         ["vmm-agent", "bulkhead-template"] => {
             let template = bulkhead::template(&installed, &file("template"))?;
-            tell_time("vmm-agent", bulkhead::restored_agent(&installed, &template)?);
+            bulkhead::restored_agent(&installed, &template)?;
         }
         ["pod", contender] => pods::measure(handler(contender)?)?,
         ["phases", contender] => {

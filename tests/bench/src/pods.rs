@@ -1,5 +1,6 @@
 //! Pods as kubelet makes them: through CRI, with one busybox container that sleeps.
 
+use crate::process;
 use crate::sample::tell_time;
 use anyhow::{Result, ensure};
 use e2e::cri::{Container, Pod, Sandboxer};
@@ -8,6 +9,9 @@ use std::time::{Duration, Instant};
 
 /// Execs in one pod.
 const EXECS: usize = 5;
+
+/// In the path of a template's memory.
+const TEMPLATES: &str = "/templates/";
 
 /// For what containerd and the guest do after they answered.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -22,6 +26,7 @@ pub fn measure(handler: &str) -> Result<()> {
     container.start()?;
     watch.lap("pod-start");
     watch.total("pod-ready");
+    check_origin(handler)?;
 
     std::thread::sleep(SETTLE);
     for _ in 0..EXECS {
@@ -45,9 +50,22 @@ pub fn measure(handler: &str) -> Result<()> {
 pub fn start(handler: &str) -> Result<Pod> {
     let pod = run(handler)?;
     container(&pod)?;
+    check_origin(handler)?;
     // Whoever watches a measurement of many pods sees that it goes on.
     eprintln!("a pod of {handler} runs");
     Ok(pod)
+}
+
+/// A pod whose template was not used would be measured as one from a template, and the other way round.
+fn check_origin(handler: &str) -> Result<()> {
+    if handler == "runc" {
+        return Ok(());
+    }
+    for vmm in process::named("bulkhead-vmm")? {
+        let restored = vmm.maps(TEMPLATES)?;
+        ensure!(restored == (handler == "bulkhead"), "a pod of {handler} is from a template: {restored}");
+    }
+    Ok(())
 }
 
 fn container(pod: &Pod) -> Result<Container<'_>> {

@@ -21,6 +21,9 @@ struct Mapping {
 /// An accessible mapping of this many bytes is a guest's memory: the VMM allocates nothing like it, and its stacks are smaller.
 const GUEST: u64 = 8 << 20;
 
+/// Files that a guest's memory is made of: kernel, root image, a template's memory.
+const GUEST_FILES: [&str; 3] = ["vmlinux", ".erofs", "/memory"];
+
 /// Every process whose name in the kernel is this.
 pub fn named(name: &str) -> Result<Vec<Process>> {
     let entries = fs::read_dir("/proc").context("cannot list /proc")?.flatten();
@@ -40,6 +43,11 @@ impl Process {
     /// What only this VMM has besides its guest's memory: all private pages but those of mappings that touch the guest's.
     pub fn private_without_guest(&self) -> Result<f64> {
         Ok(without_guest(&mappings(&self.read("smaps")?)))
+    }
+
+    /// Whether it maps a file whose path has this in it.
+    pub fn maps(&self, part: &str) -> Result<bool> {
+        Ok(self.read("maps")?.contains(part))
     }
 
     fn read(&self, file: &str) -> Result<String> {
@@ -82,7 +90,7 @@ fn head(line: &str) -> Option<Mapping> {
 fn without_guest(mappings: &[Mapping]) -> f64 {
     let guests = |mapping: &Mapping| {
         let length = mapping.addresses.end - mapping.addresses.start;
-        mapping.accessible && length >= GUEST || mapping.name.ends_with("vmlinux") || mapping.name.ends_with(".erofs")
+        mapping.accessible && length >= GUEST || GUEST_FILES.iter().any(|end| mapping.name.ends_with(end))
     };
     let runs = mappings.chunk_by(|one, next| one.addresses.end == next.addresses.start);
     let own = runs.flat_map(|run| {
