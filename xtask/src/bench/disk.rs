@@ -1,9 +1,10 @@
 //! `cargo xtask bench disk`: both VMMs boot the same kernel and guest image on the same disk, in turn, in one node.
 
-use super::plan::Plan;
+use super::output::Measured;
+use super::plan::{self, Plan};
 use super::result::{self, Job};
 use super::{images, output};
-use crate::{dist, kernel, node_image, run};
+use crate::{dist, kernel, node_image, run::workspace};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use node_vm::{Builder, Clock, Edition};
@@ -36,17 +37,15 @@ pub struct Options {
 }
 
 pub fn measure(options: &Options) -> Result<PathBuf> {
-    let jobs = fs::read_to_string(images::recipe().join("jobs")).context("cannot read images/bench/jobs")?;
-    let jobs = Job::parse_all(&jobs)?;
-    let directory = run::workspace().join("target/bench");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-
-    let wanted = Plan::new(&jobs, options.rounds);
-    let text = match &options.log {
-        Some(log) => fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?,
-        None => run_nodes(options, &wanted, &jobs, &directory)?,
+    let jobs = jobs()?;
+    let directory = directory()?;
+    let measured = match &options.log {
+        Some(log) => {
+            let text = fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?;
+            output::parse(&text, &jobs)?
+        }
+        None => run(options.edition, &Plan::new(&jobs, options.rounds), &jobs)?,
     };
-    let measured = output::parse(&text, &jobs)?;
     let rows = result::rows(&jobs, &measured.samples)?;
     let path = directory.join("disk.json");
     let report = json!({
@@ -62,11 +61,33 @@ pub fn measure(options: &Options) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Jobs whose names contain `part`, on our VMM and on QEMU's as it is when it is told nothing.
+pub fn compare(edition: Edition, rounds: u32, part: &str) -> Result<Measured> {
+    let mut jobs = jobs()?;
+    jobs.retain(|job| job.name.contains(part));
+    run(edition, &Plan::of(&jobs, rounds, &plan::CONTENDERS[..2]), &jobs)
+}
+
+fn jobs() -> Result<Vec<Job>> {
+    let text = fs::read_to_string(images::recipe().join("jobs")).context("cannot read images/bench/jobs")?;
+    Job::parse_all(&text)
+}
+
+fn directory() -> Result<PathBuf> {
+    let directory = workspace().join("target/bench");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn run(edition: Edition, wanted: &Plan, jobs: &[Job]) -> Result<Measured> {
+    output::parse(&run_nodes(edition, wanted, jobs, &directory()?)?, jobs)
+}
+
 /// What the guests said in as many nodes as it took. It is also kept in `directory`, also of a run that failed.
 ///
 /// An emulated node that runs guests may stand still for good, and a guest in it may die of its processor: what a node did not
 /// bring to an end is given to another one.
-fn run_nodes(options: &Options, wanted: &Plan, jobs: &[Job], directory: &Path) -> Result<String> {
+fn run_nodes(edition: Edition, wanted: &Plan, jobs: &[Job], directory: &Path) -> Result<String> {
     let tools = images::tools()?;
     let files = files(&tools)?;
     let mut log = Log { text: Vec::new(), file: fs::File::create(directory.join("disk.log"))? };
@@ -76,7 +97,7 @@ fn run_nodes(options: &Options, wanted: &Plan, jobs: &[Job], directory: &Path) -
         if left.is_empty() {
             return Ok(text);
         }
-        if let Err(error) = run_node(options, &left, &tools, files.path(), directory, &mut log) {
+        if let Err(error) = run_node(edition, &left, &tools, files.path(), directory, &mut log) {
             eprintln!("a node is given up: {error:#}");
         }
         // The next node's first line must not be the end of this one's last.
@@ -85,9 +106,9 @@ fn run_nodes(options: &Options, wanted: &Plan, jobs: &[Job], directory: &Path) -
     bail!("{NODES} nodes did not bring every job to its end; their log is in {}", directory.display())
 }
 
-fn run_node(options: &Options, plan: &Plan, tools: &Path, files: &Path, directory: &Path, log: &mut Log) -> Result<()> {
+fn run_node(edition: Edition, plan: &Plan, tools: &Path, files: &Path, directory: &Path, log: &mut Log) -> Result<()> {
     let builder =
-        Builder::new(node_image::seeded(options.edition)?).clock(Clock::Instructions).longest_silence(LONGEST_SILENCE);
+        Builder::new(node_image::seeded(edition)?).clock(Clock::Instructions).longest_silence(LONGEST_SILENCE);
     let builder = builder.share("bench", files).share("qemu", tools);
     let mut node = builder.artifacts(directory.join("node")).start()?;
     let script = fs::read_to_string(images::recipe().join("measure")).context("cannot read images/bench/measure")?;

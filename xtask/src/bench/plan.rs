@@ -3,8 +3,8 @@
 use super::output::Sample;
 use super::result::Job;
 
-/// In the order of the table's columns. `images/bench/measure` has a function for each.
-const CONTENDERS: [&str; 3] = ["bulkhead", "qemu", "qemu-tuned"];
+/// In the order of the table's columns; ours and what it is compared with first. `images/bench/measure` has a function for each.
+pub const CONTENDERS: [&str; 3] = ["bulkhead", "qemu", "qemu-tuned"];
 
 /// The jobs of one boot.
 #[derive(Clone, Debug)]
@@ -20,8 +20,12 @@ pub struct Plan(Vec<Boot>);
 
 impl Plan {
     pub fn new(jobs: &[Job], rounds: u32) -> Self {
+        Self::of(jobs, rounds, &CONTENDERS)
+    }
+
+    pub fn of(jobs: &[Job], rounds: u32, contenders: &[&'static str]) -> Self {
         let jobs: Vec<String> = jobs.iter().map(|job| job.name.clone()).collect();
-        let boots = (1..=rounds).flat_map(|round| CONTENDERS.map(|contender| (contender, round)));
+        let boots = (1..=rounds).flat_map(|round| contenders.iter().map(move |contender| (*contender, round)));
         Self(boots.map(|(contender, round)| Boot { contender, round, jobs: jobs.clone() }).collect())
     }
 

@@ -1,5 +1,6 @@
 //! Start time and memory: rows of figures, each measured a few times by a call of the node's program (`tests/bench`).
 
+mod block;
 mod budget;
 mod chart;
 mod document;
@@ -18,7 +19,7 @@ use clap::Args;
 use node::Run;
 use node_vm::{Clock, Edition};
 use result::BenchResult;
-use sample::Measured;
+use sample::{Failure, Measured};
 use std::fs;
 use std::path::PathBuf;
 
@@ -64,10 +65,22 @@ pub struct Comparison {
     baseline: PathBuf,
 }
 
+/// Boots of each VMM.
+const BLOCK_ROUNDS: u32 = 3;
+
+impl Choice {
+    /// It has a node of its own, whose clock counts instructions.
+    fn block(&self) -> bool {
+        let named = self.only.iter().any(|part| block::NAME.contains(part.as_str()));
+        (named || self.only.is_empty() && !self.quick) && !self.wall_clock
+    }
+}
+
 /// Measures, prints the table, and returns the path of the result.
 pub fn measure(choice: &Choice) -> Result<PathBuf> {
     let steps = steps::chosen(&choice.only, choice.rounds, choice.quick);
-    ensure!(!steps.is_empty(), "there is no such measurement; all are: {}", steps::names());
+    let block = choice.block();
+    ensure!(!steps.is_empty() || block, "there is no such measurement; all are: {}, {}", steps::names(), block::NAME);
     let directory = run::workspace().join("target/bench");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let payload = payload::make(steps.iter().any(|step| step.compared))?;
@@ -75,7 +88,14 @@ pub fn measure(choice: &Choice) -> Result<PathBuf> {
     let path = choice.result.clone().unwrap_or_else(|| directory.join("bench.json"));
     let result = |measured: &Measured| BenchResult::new(clock, choice.edition, choice.quick, measured);
     let keep = |measured: &Measured| result(measured).write(&path);
-    let measured = Run::new(&steps, &keep).measure(choice.edition, clock, &payload, &directory)?;
+    let mut measured = Run::new(&steps, &keep).measure(choice.edition, clock, &payload, &directory)?;
+    if block {
+        let rounds = choice.rounds.unwrap_or(BLOCK_ROUNDS);
+        // The other rows are worth having without these.
+        if let Err(error) = block::measure(choice.edition, rounds, &mut measured) {
+            measured.failures.push(Failure { step: block::NAME.to_owned(), reason: format!("{error:#}") });
+        }
+    }
     keep(&measured)?;
     let result = result(&measured);
     let targets = target::read()?;

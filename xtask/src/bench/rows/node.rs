@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn pods_that_a_failed_call_left_are_removed() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(&steps::chosen(&["memory bulkhead".to_owned()], Some(1), false), &keep);
+        let mut run = Run::new(&steps::chosen(&["memory bulkhead-cold".to_owned()], Some(1), false), &keep);
         let mut node = Fake::new(&[Some(0), Some(1)]);
         run.use_node(&mut node, Instant::now()).unwrap();
         let kinds: Vec<bool> = node.scripts.iter().map(|script| script.ends_with(" clean")).collect();

@@ -51,6 +51,10 @@ pub const ROWS: &[Row] = &[
     row("network-down", "TCP from a pod of runc", "ns/byte"),
     row("network-datagrams", "datagrams of 64 bytes that arrive at a pod of runc", "1/s"),
     row("network-latency", "ping there and back", "ms"),
+    row("block-random-read-1", "a random read of 4 KiB, one at a time", "ns"),
+    row("block-random-read-16", "the same, 16 in flight", "ns"),
+    row("block-random-write-1", "a random write of 4 KiB, one at a time", "ns"),
+    row("block-random-write-16", "the same, 16 in flight", "ns"),
 ];
 
 /// In the order of the table's columns.
