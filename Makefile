@@ -5,9 +5,10 @@
 demo: setup
 	cargo xtask demo
 
-# Everything: formatting, lints, unit tests, and the end-to-end suite in both node editions.
+# Everything: formatting, lints, unit tests, the end-to-end suite in both node editions, and whether starts are as short as they were.
 test: setup
 	cargo xtask test
+	cargo xtask bench budget
 
 # The end-to-end suite with the tests that take many minutes, in both node editions: more than an hour.
 test-long: setup
@@ -23,7 +24,7 @@ bench-compare: setup
 
 # Whether starts have become slower than tests/bench/budget.json allows.
 bench-budget: setup
-	cargo xtask bench --only vmm-agent --rounds 2 --budget
+	cargo xtask bench budget
 
 # Disks compared with QEMU's microvm: docs/performance.md.
 bench-disk: setup

@@ -13,10 +13,10 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
-/// Without a subcommand: start time and memory.
 /// What results call it.
 const INSTRUCTION_CLOCK: &str = "instructions: the node's clock advances one nanosecond for each";
 
+/// Without a subcommand: start time and memory.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
@@ -32,6 +32,8 @@ enum Subject {
     Disk(disk::Options),
     /// Writes docs/performance.md, its charts and the baseline from results.
     Document(rows::Files),
+    /// Fails when a start takes more of the clock than tests/bench/budget.json allows.
+    Budget,
     /// Shows the figures of a result as multiples of the baseline's.
     Compare(rows::Comparison),
 }
@@ -41,6 +43,7 @@ pub fn bench(options: &Options) -> Result<PathBuf> {
     match &options.subject {
         Some(Subject::Disk(options)) => disk::measure(options),
         Some(Subject::Document(files)) => rows::document(files),
+        Some(Subject::Budget) => rows::budget(),
         Some(Subject::Compare(comparison)) => rows::compare(comparison),
         None => rows::measure(&options.rows),
     }

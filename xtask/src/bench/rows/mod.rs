@@ -37,9 +37,6 @@ pub struct Choice {
     /// A few rounds of the most important rows.
     #[arg(long)]
     quick: bool,
-    /// Fails when a figure of tests/bench/budget.json is more than 5 % above the baseline's.
-    #[arg(long)]
-    budget: bool,
     /// Measures in the host's time, in a node that uses the host's KVM where there is one.
     #[arg(long)]
     wall_clock: bool,
@@ -100,9 +97,22 @@ pub fn measure(choice: &Choice) -> Result<PathBuf> {
     let result = result(&measured);
     let targets = target::read()?;
     print!("{}\n{}", table::table(&result, &targets), table::remarks(&result, &targets));
-    if choice.budget {
-        budget::check(&result)?;
-    }
+    Ok(path)
+}
+
+/// Measures what has a budget, a few times, and fails when it is exceeded.
+pub fn budget() -> Result<PathBuf> {
+    let path = run::workspace().join("target/bench/budget.json");
+    let choice = Choice {
+        edition: Edition::Trixie,
+        only: budget::STEPS.map(str::to_owned).to_vec(),
+        rounds: Some(budget::ROUNDS),
+        quick: false,
+        wall_clock: false,
+        result: Some(path),
+    };
+    let path = measure(&choice)?;
+    budget::check(&BenchResult::read(&path)?)?;
     Ok(path)
 }
 
