@@ -6,6 +6,7 @@ mod chart;
 mod document;
 mod node;
 mod payload;
+mod repeated;
 mod result;
 mod row;
 mod sample;
@@ -60,6 +61,9 @@ pub struct Comparison {
     /// The older one.
     #[arg(long, default_value = "tests/bench/baseline.json")]
     baseline: PathBuf,
+    /// Both are of the same program: fails when VMMs alone differ by more than 1 %, or pods by more than 3 %.
+    #[arg(long)]
+    repeated: bool,
 }
 
 /// Boots of each VMM.
@@ -134,5 +138,8 @@ pub fn compare(comparison: &Comparison) -> Result<PathBuf> {
     let old = BenchResult::read(&comparison.baseline)?;
     let new = BenchResult::read(&comparison.result)?;
     print!("{}", table::comparison(&old, &new));
+    if comparison.repeated {
+        repeated::check(&old, &new)?;
+    }
     Ok(comparison.result.clone())
 }
