@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use e2e::cri::Pod;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -85,14 +86,19 @@ pub fn churn(handler: &str) -> Result<()> {
 /// Per cent of one processor over some time. `/proc/uptime` counts idle time in hundredths of a second.
 fn busy() -> Result<f64> {
     std::thread::sleep(SETTLE);
-    let (start, before) = (Instant::now(), idle()?);
+    let uptime = fs::File::open("/proc/uptime")?;
+    let (start, before) = (Instant::now(), idle(&uptime)?);
     std::thread::sleep(WATCHED);
-    let (time, idle) = (start.elapsed().as_secs_f64(), idle()? - before);
+    let (time, idle) = (start.elapsed().as_secs_f64(), idle(&uptime)?.saturating_sub(before).as_secs_f64());
     let processors = f64::from(u32::try_from(std::thread::available_parallelism()?.get())?);
     Ok((time * processors - idle) / time * 100.0)
 }
 
-fn idle() -> Result<f64> {
-    let text = fs::read_to_string("/proc/uptime")?;
-    text.split_whitespace().nth(1).and_then(|seconds| seconds.parse().ok()).context("no idle time in /proc/uptime")
+/// What all processors have idled, as `/proc/uptime` says it.
+pub fn idle(uptime: &fs::File) -> Result<Duration> {
+    let mut text = [0; 64];
+    let length = uptime.read_at(&mut text, 0)?;
+    let text = std::str::from_utf8(&text[..length])?;
+    let seconds = text.split_whitespace().nth(1).and_then(|seconds| seconds.parse().ok());
+    Ok(Duration::from_secs_f64(seconds.context("no idle time in /proc/uptime")?))
 }

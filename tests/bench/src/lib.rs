@@ -7,6 +7,7 @@ pub mod bulkhead;
 pub mod console;
 pub mod counts;
 pub mod idle;
+pub mod limit;
 pub mod memory;
 pub mod network;
 pub mod pods;

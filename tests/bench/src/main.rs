@@ -1,12 +1,13 @@
-//! `bench MEASUREMENT CONTENDER`: measures once.
+//! `bench SECONDS MEASUREMENT CONTENDER`: measures once, if the node is busy for no longer than that.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use bench::bulkhead;
 use bench::qemu;
 use bench::sample::tell_time;
 use bench::vmm::Files;
-use bench::{counts, idle, memory, network, pods};
+use bench::{counts, idle, limit, memory, network, pods};
 use std::path::Path;
+use std::time::Duration;
 
 /// Where `tests/bench/prepare` puts things.
 const BENCH: &str = "/run/bench";
@@ -18,12 +19,14 @@ const QEMU: qemu::Files<'_> =
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (seconds, words) = words.split_first().context("name a limit and a measurement")?;
+    limit::busy(Duration::from_secs(seconds.parse().context("the limit is no number")?))?;
     let file = |name: &str| Path::new(BENCH).join(name);
     let (program, kernel, image) = (file("bulkhead-vmm"), file("vmlinux"), file("guest.erofs"));
     let installed = Files { program: &program, kernel: &kernel, root_image: &image };
     let (kernel, image) = (file("vmlinux-bench"), file("init.erofs"));
     let compared = Files { program: &program, kernel: &kernel, root_image: &image };
-    match words[..] {
+    match *words {
         ["vmm-init", "bulkhead-cold"] => tell_time("vmm-init", bulkhead::init(&compared)?),
         ["vmm-init", "qemu"] => tell_time("vmm-init", qemu::init(&QEMU)?),
         ["exits", "bulkhead-cold"] => counts::exits(|| bulkhead::init(&compared))?,
