@@ -231,7 +231,7 @@ impl NodeVm {
     }
 
     /// What QEMU has spent on this node.
-    fn processor_time(&self) -> Result<Duration> {
+    pub fn processor_time(&self) -> Result<Duration> {
         processor_time(self.qemu.id()).context("cannot read QEMU's processor time")
     }
 

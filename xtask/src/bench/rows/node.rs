@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use node_vm::{Builder, Clock, Edition, NodeVm};
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How many nodes are tried.
 const NODES: u32 = 6;
@@ -74,9 +74,8 @@ impl<'a> Run<'a> {
     pub fn measure(mut self, edition: Edition, clock: Clock, payload: &Payload, directory: &Path) -> Result<Measured> {
         while self.measured.nodes < NODES && self.progress.iter().any(Progress::open) {
             self.measured.nodes += 1;
-            let started = Instant::now();
             let node = start(edition, clock, payload, directory);
-            let end = node.and_then(|mut node| self.use_node(&mut node, started).and_then(|()| node.power_off()));
+            let end = node.and_then(|mut node| self.use_node(&mut node).and_then(|()| node.power_off()));
             if let Err(error) = end {
                 eprintln!("bench: a node is given up: {error:#}");
             }
@@ -85,10 +84,10 @@ impl<'a> Run<'a> {
     }
 
     /// An error means that this node is of no more use.
-    fn use_node(&mut self, node: &mut impl Shell, started: Instant) -> Result<()> {
+    fn use_node(&mut self, node: &mut impl Shell) -> Result<()> {
         for part in &mut self.progress {
-            // Memory is not timed.
-            part.warm = part.step.stage == Stage::Memory;
+            // Many pods warm themselves.
+            part.warm = part.step.stage >= Stage::Memory;
         }
         let mut containerd = false;
         for stage in Stage::ALL {
@@ -102,7 +101,7 @@ impl<'a> Run<'a> {
                     let done = call(node, part, &mut self.measured);
                     let text = done.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);
                     let text = text.lines().next().unwrap_or_default();
-                    eprintln!("bench: {:4} s {}: {text}", started.elapsed().as_secs(), part.step.name());
+                    eprintln!("bench: {} {}: {text}", node.age(), part.step.name());
                     (self.keep)(&self.measured)?;
                     done?;
                 }
@@ -115,9 +114,17 @@ impl<'a> Run<'a> {
 /// What runs scripts: a node.
 trait Shell {
     fn run(&mut self, script: &str, deadline: Duration, output: &mut dyn Write) -> Result<i32>;
+
+    /// How long it has been there, for the one who waits.
+    fn age(&self) -> String;
 }
 
 impl Shell for NodeVm {
+    fn age(&self) -> String {
+        let spent = self.processor_time().unwrap_or_default();
+        format!("{:4} s ({:4} s of a processor)", self.uptime().as_secs(), spent.as_secs())
+    }
+
     fn run(&mut self, script: &str, deadline: Duration, output: &mut dyn Write) -> Result<i32> {
         NodeVm::run(self, script, deadline, output)
     }
@@ -196,7 +203,7 @@ mod tests {
     use anyhow::{Result, bail};
     use std::cell::Cell;
     use std::io::Write;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     /// Ends each call with the next of these, and says a figure when that is 0. None is a node that stands still.
     struct Fake {
@@ -211,6 +218,10 @@ mod tests {
     }
 
     impl Shell for Fake {
+        fn age(&self) -> String {
+            String::new()
+        }
+
         fn run(&mut self, script: &str, _: Duration, output: &mut dyn Write) -> Result<i32> {
             self.scripts.push(script.lines().next().unwrap_or_default().to_owned());
             let Some(code) = self.codes.pop().unwrap_or(Some(0)) else { bail!("it hangs\nits console") };
@@ -232,7 +243,7 @@ mod tests {
         };
         let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
         let mut node = Fake::new(&[Some(137), Some(0), Some(0), Some(1), Some(0)]);
-        run.use_node(&mut node, Instant::now()).unwrap();
+        run.use_node(&mut node).unwrap();
         assert_eq!(values(&run.measured), [3.0, 5.0]);
         assert_eq!(kept.get(), 2);
         let reasons: Vec<&str> = run.measured.failures.iter().map(|failure| failure.reason.as_str()).collect();
@@ -245,10 +256,10 @@ mod tests {
         let keep = |_: &Measured| Ok(());
         let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
         let mut first = Fake::new(&[Some(0), Some(0), None]);
-        assert!(run.use_node(&mut first, Instant::now()).is_err());
+        assert!(run.use_node(&mut first).is_err());
         assert_eq!(run.measured.failures[0].reason, "the node stood still: it hangs");
         // The new node's first call is for its memory.
-        run.use_node(&mut Fake::new(&[]), Instant::now()).unwrap();
+        run.use_node(&mut Fake::new(&[])).unwrap();
         assert_eq!(values(&run.measured), [2.0, 2.0]);
     }
 
@@ -257,7 +268,7 @@ mod tests {
         let keep = |_: &Measured| Ok(());
         let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
         let mut node = Fake::new(&[Some(1); 20]);
-        run.use_node(&mut node, Instant::now()).unwrap();
+        run.use_node(&mut node).unwrap();
         assert_eq!((run.measured.samples.len(), node.scripts.len()), (0, 4));
     }
 
@@ -266,7 +277,7 @@ mod tests {
         let keep = |_: &Measured| Ok(());
         let mut run = Run::new(&steps::chosen(&["memory bulkhead-cold".to_owned()], Some(1), false), &keep);
         let mut node = Fake::new(&[Some(0), Some(1)]);
-        run.use_node(&mut node, Instant::now()).unwrap();
+        run.use_node(&mut node).unwrap();
         let kinds: Vec<bool> = node.scripts.iter().map(|script| script.ends_with(" clean")).collect();
         assert_eq!(kinds, [false, false, true, false]);
         assert_eq!(values(&run.measured), [4.0]);

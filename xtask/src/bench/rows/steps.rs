@@ -7,12 +7,14 @@ pub enum Stage {
     Programs,
     /// Pods of containerd, one after the other.
     Pods,
-    /// What changes what the node has in memory: nothing is timed any more.
+    /// Eight pods at once, whose memory is what counts.
     Memory,
+    /// A hundred pods or so. Each takes half an hour of a processor.
+    Many,
 }
 
 impl Stage {
-    pub const ALL: [Self; 3] = [Self::Programs, Self::Pods, Self::Memory];
+    pub const ALL: [Self; 4] = [Self::Programs, Self::Pods, Self::Memory, Self::Many];
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +70,7 @@ const STEPS: &[Step] = &[
     program("vmm-init", "qemu").compared(),
     program("vmm-agent", "bulkhead-cold"),
     program("vmm-agent", "bulkhead-template"),
-    program("exits", "bulkhead-cold").compared().rounds(3, 1),
+    program("exits", "bulkhead-cold").compared().rounds(3, 0),
     program("exits", "qemu").compared().rounds(3, 0),
     program("trace", "bulkhead-cold").rounds(1, 0),
     pod("pod", "bulkhead-cold"),
@@ -77,24 +79,22 @@ const STEPS: &[Step] = &[
     pod("phases", "bulkhead-cold").rounds(3, 0),
     pod("phases", "bulkhead-template").rounds(3, 0),
     pod("phases", "runc").rounds(3, 0),
-    pod("syscalls", "bulkhead-cold").rounds(3, 0),
-    pod("syscalls", "bulkhead-template").rounds(3, 0),
-    pod("syscalls", "runc").rounds(3, 0),
-    pod("network", "bulkhead-cold").limit(15).rounds(3, 0),
-    pod("network", "bulkhead-template").limit(15).rounds(3, 0),
-    pod("network", "runc").limit(15).rounds(3, 0),
-    pods("memory", "bulkhead-cold", 25).rounds(3, 1).stage(Stage::Memory),
-    pods("memory", "bulkhead-template", 25).rounds(3, 1).stage(Stage::Memory),
-    pods("memory", "runc", 25).rounds(3, 0).stage(Stage::Memory),
-    pods("density", "bulkhead-cold", 120).stage(Stage::Memory),
-    pods("density", "bulkhead-template", 120).stage(Stage::Memory),
-    pods("density", "runc", 120).stage(Stage::Memory),
-    pods("idle", "bulkhead-cold", 60).stage(Stage::Memory),
-    pods("idle", "bulkhead-template", 60).stage(Stage::Memory),
-    pods("idle", "runc", 60).stage(Stage::Memory),
-    pods("churn", "bulkhead-cold", 150).stage(Stage::Memory),
-    pods("churn", "bulkhead-template", 150).stage(Stage::Memory),
-    pods("churn", "runc", 150).stage(Stage::Memory),
+    pod("syscalls", "bulkhead-cold").rounds(2, 0),
+    pod("syscalls", "bulkhead-template").rounds(2, 0),
+    pod("syscalls", "runc").rounds(2, 0),
+    pod("network", "bulkhead-cold").limit(15).rounds(2, 0),
+    pod("network", "bulkhead-template").limit(15).rounds(2, 0),
+    pod("network", "runc").limit(15).rounds(2, 0),
+    pods("memory", "bulkhead-cold", 25).rounds(2, 0).stage(Stage::Memory),
+    pods("memory", "bulkhead-template", 25).rounds(2, 1).stage(Stage::Memory),
+    pods("memory", "runc", 25).rounds(2, 0).stage(Stage::Memory),
+    pods("density", "bulkhead-cold", 120).stage(Stage::Many),
+    pods("density", "bulkhead-template", 120).stage(Stage::Many),
+    pods("density", "runc", 120).stage(Stage::Many),
+    pods("idle", "bulkhead-template", 60).stage(Stage::Many),
+    pods("idle", "runc", 60).stage(Stage::Many),
+    pods("churn", "bulkhead-template", 150).stage(Stage::Many),
+    pods("churn", "runc", 150).stage(Stage::Many),
 ];
 
 impl Step {
