@@ -96,8 +96,9 @@ const BLOCK: &[Rule] = &[
     any(libc::SYS_fallocate),
 ];
 
-/// Frames to the tap, scattered in guest memory, and what the tap may leave to the guest.
-const NET: &[Rule] = &[any(libc::SYS_writev), with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD)])];
+/// Frames to the tap and from it, scattered in guest memory, and what the tap may leave to the guest.
+const NET: &[Rule] =
+    &[any(libc::SYS_readv), any(libc::SYS_writev), with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD)])];
 
 const VSOCK: &[Rule] = &[any(libc::SYS_shutdown)];
 

@@ -76,6 +76,23 @@ pub fn write_packet(packets: impl AsFd, head: &[u8], slices: &[Slice]) -> io::Re
     retry(|| unsafe { libc::writev(packets.as_fd().as_raw_fd(), source.pointer(), source.count()) })
 }
 
+/// Reads a packet into ranges of buffers, as `readv(2)`. `None` when these are too scattered for one call: nothing was read.
+pub fn read_packet<'b>(
+    packets: impl AsFd,
+    memory: &Memory,
+    ranges: impl IntoIterator<Item = (&'b Buffer, Range<usize>)>,
+) -> io::Result<Option<usize>> {
+    let mut pieces = Pieces::new();
+    for (buffer, range) in ranges {
+        pieces.fill(memory, buffer, range)?;
+    }
+    if pieces.filled == PIECES {
+        return Ok(None);
+    }
+    // SAFETY: as in `read_at`.
+    retry(|| unsafe { libc::readv(packets.as_fd().as_raw_fd(), pieces.pointer(), pieces.count()) }).map(Some)
+}
+
 /// I/O vectors on the stack: a request of a disk shall cost no allocation.
 struct Pieces {
     vectors: [MaybeUninit<libc::iovec>; PIECES],

@@ -1,5 +1,6 @@
 //! virtio-net: the guest's network interface, on a tap device of the host.
 
+mod in_place;
 mod request;
 mod spec;
 mod tap;

@@ -144,6 +144,41 @@ fn the_longest_frame_passes_both_ways() {
 }
 
 #[test]
+fn a_row_of_long_frames_arrives_whole_and_in_order() {
+    const LENGTHS: [usize; 8] = [60_000, MAX_FRAME, 9000, 100, 60_000, 50_000, 100, 100];
+    for (count, length) in [(250, 8192), (250, 1536), (40, 8192)] {
+        let mut net = Fixture::new(MERGE);
+        net.offer_buffers(count, length);
+        for (round, sent) in LENGTHS.into_iter().enumerate() {
+            let frame: Vec<u8> = (0..sent).map(|byte| (byte / 7 + round) as u8).collect();
+            net.arrive(&frame);
+            let used = (HEADER_LENGTH + sent).div_ceil(length as usize);
+            let entries = net.receive().wait(used);
+            assert_eq!(entries.len(), used);
+            assert_eq!(entries.iter().map(|entry| entry.1 as usize).sum::<usize>(), HEADER_LENGTH + sent);
+            // Buffers lie side by side, in the order of the ring.
+            let first = BUFFERS + u64::from(entries[0].0) * u64::from(length);
+            assert_eq!(net.driver.read(first, HEADER_LENGTH), [&[0; 10][..], &(used as u16).to_le_bytes()].concat());
+            assert!(net.driver.read(first + 12, sent) == frame, "frame {round} of {sent} bytes in buffers of {length}");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_long_frames_ends_where_the_buffers_do() {
+    let mut net = Fixture::new(MERGE | EVENT_INDEX);
+    net.offer_buffers(60, 2000);
+    for _ in 0..3 {
+        net.arrive(&[7; 60_000]);
+    }
+    assert_eq!(net.receive().wait(31).len(), 31);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(net.receive().returned(), []);
+    net.offer_buffers(40, 2000);
+    assert_eq!(net.receive().wait(62).len(), 62);
+}
+
+#[test]
 fn what_was_not_agreed_is_not_sent() {
     let mut net = Fixture::new(0);
     net.transmit(1, 0, b"checksum");
@@ -290,7 +325,8 @@ fn reception_survives_random_buffers() {
                     net.receive().offer(head);
                 }
             }
-            net.arrive(&vec![1; 1 + random.below(9000) as usize]);
+            let length = if random.below(2) == 0 { 60_000 } else { 9000 };
+            net.arrive(&vec![1; 1 + random.below(length) as usize]);
             net.receive().kick();
             net.receive().returned();
         }

@@ -3,7 +3,11 @@
 //! A frame from the link waits here until the guest has buffers for it, one frame at most. While it waits, nobody
 //! listens to the link: the link's own queue drops what is too much. The guest's next kick of the receive queue
 //! goes on. A frame from the guest that the link does not take is dropped, as a wire would.
+//!
+//! Long frames come in rows. After one, the next is read into the guest's buffers, without the copy; what that takes to prepare
+//! would make short ones dearer.
 
+use super::in_place;
 use super::request::tap_header;
 use super::spec::{HEADER_LENGTH, MAX_FRAME, TAP_HEADER_LENGTH};
 use super::tap::{Link, offloads};
@@ -27,11 +31,14 @@ const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const LINK: u64 = 2;
 
+/// From here on, a copy costs more than looking up the guest's buffers.
+const LONG: usize = 8 << 10;
+
 /// Frames received before other events get their turn.
 const BATCH: usize = 64;
 
 /// Where the tap's header is read to: its fields come first in the driver's header, whose last field the tap lacks.
-const TAP_HEADER: usize = HEADER_LENGTH - TAP_HEADER_LENGTH;
+pub(super) const TAP_HEADER: usize = HEADER_LENGTH - TAP_HEADER_LENGTH;
 
 #[derive(Debug)]
 pub struct Traffic<L> {
@@ -43,6 +50,8 @@ pub struct Traffic<L> {
     frame: Box<[u8]>,
     /// Its length with header; zero when none waits.
     waiting: usize,
+    /// Whether the last frame was a long one.
+    long: bool,
     listening: Listening,
 }
 
@@ -57,10 +66,27 @@ enum Listening {
 }
 
 /// What the link has.
-enum Arrival {
-    Frame,
+pub(super) enum Arrival {
+    /// A frame of this length with the driver's header.
+    Frame(usize),
     Nothing,
     Lost,
+}
+
+impl Arrival {
+    /// `length` is what a read returned: with the tap's header. `None`: less than a header is no frame.
+    pub fn of(read: Result<usize, Errno>) -> Option<Self> {
+        match read {
+            Ok(0) => Some(Self::Lost),
+            Ok(length) => (length > TAP_HEADER_LENGTH).then_some(Self::Frame(TAP_HEADER + length)),
+            Err(Errno::EINTR) => None,
+            Err(Errno::EAGAIN) => Some(Self::Nothing),
+            Err(error) => {
+                guest_warn!(%error, "network interface has lost its tap device");
+                Some(Self::Lost)
+            }
+        }
+    }
 }
 
 /// What became of a frame.
@@ -75,7 +101,7 @@ enum Delivery {
 impl<L: Link> Traffic<L> {
     pub fn new(link: L, receive: Ring, transmit: Ring, features: u64) -> Self {
         let frame = vec![0; HEADER_LENGTH + MAX_FRAME].into();
-        Self { link, receive, transmit, features, frame, waiting: 0, listening: Listening::Yes }
+        Self { link, receive, transmit, features, frame, waiting: 0, long: false, listening: Listening::Yes }
     }
 
     pub fn into_queues(self) -> [Queue; 2] {
@@ -87,17 +113,20 @@ impl<L: Link> Traffic<L> {
         self.receive.disable_kicks()?;
         for _ in 0..BATCH {
             if self.waiting == 0 {
-                match self.take_frame() {
-                    Arrival::Frame => {}
+                match self.arrival()? {
+                    Arrival::Frame(length) => self.long = length >= LONG,
                     // The link's event comes again with its next frame.
-                    Arrival::Nothing => self.listen(Listening::Yes, watch),
-                    Arrival::Lost => self.listen(Listening::Lost, watch),
+                    Arrival::Nothing => {
+                        self.listen(Listening::Yes, watch);
+                        return self.receive.interrupt();
+                    }
+                    Arrival::Lost => {
+                        self.listen(Listening::Lost, watch);
+                        return self.receive.interrupt();
+                    }
                 }
             }
-            if self.waiting == 0 {
-                return self.receive.interrupt();
-            }
-            if self.deliver()? == Delivery::NoBuffers {
+            if self.waiting > 0 && self.deliver()? == Delivery::NoBuffers {
                 self.listen(Listening::Paused, watch);
                 return self.receive.interrupt();
             }
@@ -107,30 +136,33 @@ impl<L: Link> Traffic<L> {
         self.receive.interrupt()
     }
 
-    /// Reads a frame from the link, with the driver's header.
-    fn take_frame(&mut self) -> Arrival {
-        loop {
-            match read(&self.link, &mut self.frame[TAP_HEADER..]) {
-                Ok(0) => return Arrival::Lost,
-                Ok(length) if length > TAP_HEADER_LENGTH => {
-                    self.frame.copy_within(TAP_HEADER..HEADER_LENGTH, 0);
-                    self.waiting = TAP_HEADER + length;
-                    return Arrival::Frame;
-                }
-                // Less than a header is no frame.
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Arrival::Nothing,
-                Err(error) => {
-                    guest_warn!(%error, "network interface has lost its tap device");
-                    return Arrival::Lost;
-                }
-            }
+    /// Takes a frame from the link. It is with the guest already, or waits.
+    fn arrival(&mut self) -> Result<Arrival, RingError> {
+        if self.long
+            && self.merges()
+            && let Some(arrival) = in_place::take(&self.link, &mut self.receive)?
+        {
+            return Ok(arrival);
         }
+        loop {
+            let read = read(&self.link, &mut self.frame[TAP_HEADER..]);
+            let Some(arrival) = Arrival::of(read) else { continue };
+            if let Arrival::Frame(length) = arrival {
+                self.frame.copy_within(TAP_HEADER..HEADER_LENGTH, 0);
+                self.waiting = length;
+            }
+            return Ok(arrival);
+        }
+    }
+
+    /// Whether a frame may lie in several buffers.
+    fn merges(&self) -> bool {
+        self.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0
     }
 
     /// Writes the waiting frame to the guest's buffers: to one, or to several if that was agreed.
     fn deliver(&mut self) -> Result<Delivery, RingError> {
-        let most = if self.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0 { self.receive.size() } else { 1 };
+        let most = if self.merges() { self.receive.size() } else { 1 };
         let mut buffers: Vec<(u16, Buffer)> = Vec::new();
         let mut room = 0;
         let mut taken = 0;
