@@ -8,6 +8,7 @@ pub mod console;
 pub mod counts;
 pub mod idle;
 pub mod limit;
+pub mod link;
 pub mod memory;
 pub mod network;
 pub mod pods;

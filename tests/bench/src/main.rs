@@ -5,7 +5,7 @@ use bench::bulkhead;
 use bench::qemu;
 use bench::sample::tell_time;
 use bench::vmm::Files;
-use bench::{counts, idle, limit, memory, network, pods};
+use bench::{counts, idle, limit, link, memory, network, pods};
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,6 +31,12 @@ fn main() -> Result<()> {
         ["vmm-init", "qemu"] => tell_time("vmm-init", qemu::init(&QEMU)?),
         ["exits", "bulkhead-cold"] => counts::exits(|| bulkhead::init(&compared))?,
         ["exits", "qemu"] => counts::exits(|| qemu::init(&QEMU))?,
+        ["link", "bulkhead-cold"] => link::bulkhead(&compared, link::streams)?,
+        ["link", "qemu"] => link::microvm(&QEMU, "", link::streams)?,
+        ["link", "qemu-vhost"] => link::microvm(&QEMU, ",vhost=on", link::streams)?,
+        ["link-datagrams", "bulkhead-cold"] => link::bulkhead(&compared, link::datagrams)?,
+        ["link-datagrams", "qemu"] => link::microvm(&QEMU, "", link::datagrams)?,
+        ["link-datagrams", "qemu-vhost"] => link::microvm(&QEMU, ",vhost=on", link::datagrams)?,
         ["vmm-agent", "bulkhead-cold"] => bulkhead::agent(&installed)?,
         ["vmm-agent", "bulkhead-template"] => {
             let template = bulkhead::template(&installed, &file("template"))?;

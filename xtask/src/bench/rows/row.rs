@@ -47,6 +47,10 @@ pub const ROWS: &[Row] = &[
     row("density", "idle pods in 512 MiB", "pods"),
     row("idle-processor", "processor of 40 idle pods", "% of one"),
     row("churn", "start and removal of a pod, 100 in a row", "s"),
+    row("link-up", "TCP from a guest to its node", "ns/byte"),
+    row("link-down", "TCP from a node to its guest", "ns/byte"),
+    row("link-latency", "datagram of 64 bytes to a guest and back", "µs"),
+    row("link-datagrams", "the same, 32 at once", "µs"),
     row("network-up", "TCP from a pod to one of runc", "ns/byte"),
     row("network-down", "TCP from a pod of runc", "ns/byte"),
     row("network-datagrams", "datagrams of 64 bytes that arrive at a pod of runc", "1/s"),
@@ -58,7 +62,7 @@ pub const ROWS: &[Row] = &[
 ];
 
 /// In the order of the table's columns.
-pub const CONTENDERS: [&str; 4] = ["bulkhead-cold", "bulkhead-template", "runc", "qemu"];
+pub const CONTENDERS: [&str; 5] = ["bulkhead-cold", "bulkhead-template", "runc", "qemu", "qemu-vhost"];
 
 /// Empty for a row that is not in the table.
 pub fn unit(name: &str) -> &'static str {
