@@ -1,12 +1,11 @@
 //! System calls that move bytes between a descriptor and scattered guest memory, without a copy of our own.
 #![expect(unsafe_code, reason = "vectored system calls take pointers")]
 
-use super::chain::{Buffer, Memory, Slice};
+use super::chain::{Buffer, Memory};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use vm_memory::volatile_memory::PtrGuardMut;
 
 /// Pieces of guest memory that one call moves at most: as many as a disk's request has data buffers.
 const PIECES: usize = 256;
@@ -68,12 +67,23 @@ fn transfer(
     retry(|| call(file.as_fd().as_raw_fd(), pieces.pointer(), pieces.count(), offset))
 }
 
-/// Writes `head` and then guest memory as one packet, as `writev(2)`.
-pub fn write_packet(packets: impl AsFd, head: &[u8], slices: &[Slice]) -> io::Result<usize> {
-    let source = Vector::new(head, slices);
-    // SAFETY: `source` holds valid regions of guest memory, which stay mapped while the slices are borrowed. `head` is
-    // borrowed for as long, and `writev` only reads.
-    retry(|| unsafe { libc::writev(packets.as_fd().as_raw_fd(), source.pointer(), source.count()) })
+/// Writes `head` and then a range of a buffer as one packet, as `writev(2)`. A packet in more pieces than one call takes is
+/// refused.
+pub fn write_packet(
+    packets: impl AsFd,
+    head: &[u8],
+    memory: &Memory,
+    buffer: &Buffer,
+    range: Range<usize>,
+) -> io::Result<usize> {
+    let mut pieces = Pieces::new();
+    pieces.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
+    pieces.fill(memory, buffer, range)?;
+    if pieces.filled == PIECES {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: as in `read_at`; `head` is borrowed for as long, and `writev` only reads.
+    retry(|| unsafe { libc::writev(packets.as_fd().as_raw_fd(), pieces.pointer(), pieces.count()) })
 }
 
 /// Reads a packet into ranges of buffers, as `readv(2)`. `None` when these are too scattered for one call: nothing was read.
@@ -93,6 +103,20 @@ pub fn read_packet<'b>(
     retry(|| unsafe { libc::readv(packets.as_fd().as_raw_fd(), pieces.pointer(), pieces.count()) }).map(Some)
 }
 
+/// Reads from a stream into ranges of buffers, as `readv(2)`: perhaps less than they have room for.
+pub fn read_stream<'b>(
+    stream: impl AsFd,
+    memory: &Memory,
+    ranges: impl IntoIterator<Item = (&'b Buffer, Range<usize>)>,
+) -> io::Result<usize> {
+    let mut pieces = Pieces::new();
+    for (buffer, range) in ranges {
+        pieces.fill(memory, buffer, range)?;
+    }
+    // SAFETY: as in `read_at`.
+    retry(|| unsafe { libc::readv(stream.as_fd().as_raw_fd(), pieces.pointer(), pieces.count()) })
+}
+
 /// I/O vectors on the stack: a request of a disk shall cost no allocation.
 struct Pieces {
     vectors: [MaybeUninit<libc::iovec>; PIECES],
@@ -109,14 +133,17 @@ impl Pieces {
     fn fill(&mut self, memory: &Memory, buffer: &Buffer, range: Range<usize>) -> io::Result<()> {
         let filled = buffer.visit_while(memory, range, |slice| {
             let guard = slice.ptr_guard_mut();
-            let vector = libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: slice.len() };
-            if let Some(free) = self.vectors.get_mut(self.filled) {
-                free.write(vector);
-                self.filled += 1;
-            }
+            self.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: slice.len() });
             self.filled < PIECES
         });
         filled.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+    }
+
+    fn push(&mut self, vector: libc::iovec) {
+        if let Some(free) = self.vectors.get_mut(self.filled) {
+            free.write(vector);
+            self.filled += 1;
+        }
     }
 
     fn pointer(&self) -> *const libc::iovec {
@@ -125,38 +152,6 @@ impl Pieces {
 
     fn count(&self) -> libc::c_int {
         libc::c_int::try_from(self.filled).unwrap_or(0)
-    }
-}
-
-/// I/O vectors, with what keeps their memory in place.
-struct Vector {
-    vectors: Vec<libc::iovec>,
-    _guards: Vec<PtrGuardMut>,
-}
-
-impl Vector {
-    /// `head` must only be read through the vector.
-    fn new(head: &[u8], slices: &[Slice]) -> Self {
-        let mut vectors = Vec::with_capacity(slices.len() + 1);
-        let mut guards = Vec::with_capacity(slices.len());
-        if !head.is_empty() {
-            vectors.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
-        }
-        for slice in slices {
-            let guard = slice.ptr_guard_mut();
-            vectors.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: slice.len() });
-            guards.push(guard);
-        }
-        Self { vectors, _guards: guards }
-    }
-
-    fn pointer(&self) -> *const libc::iovec {
-        self.vectors.as_ptr()
-    }
-
-    /// Chains are short enough for `IOV_MAX`; the kernel refuses what is not.
-    fn count(&self) -> libc::c_int {
-        libc::c_int::try_from(self.vectors.len()).unwrap_or(libc::c_int::MAX)
     }
 }
 

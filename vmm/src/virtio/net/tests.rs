@@ -179,6 +179,17 @@ fn a_row_of_long_frames_ends_where_the_buffers_do() {
 }
 
 #[test]
+fn a_stop_gives_back_the_buffers_taken_ahead() {
+    let mut net = Fixture::new(MERGE);
+    net.offer_buffers(250, 2000);
+    for _ in 0..2 {
+        net.arrive(&[7; 60_000]);
+    }
+    assert_eq!(net.receive().wait(62).len(), 62);
+    assert_eq!(virtio_queue::QueueT::next_avail(&net.driver.stop()[RECEIVE_QUEUE]), 62);
+}
+
+#[test]
 fn what_was_not_agreed_is_not_sent() {
     let mut net = Fixture::new(0);
     net.transmit(1, 0, b"checksum");

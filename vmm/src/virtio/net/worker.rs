@@ -7,13 +7,13 @@
 //! Long frames come in rows. After one, the next is read into the guest's buffers, without the copy; what that takes to prepare
 //! would make short ones dearer.
 
-use super::in_place;
+use super::in_place::Gathered;
 use super::request::tap_header;
 use super::spec::{HEADER_LENGTH, MAX_FRAME, TAP_HEADER_LENGTH};
 use super::tap::{Link, offloads};
 use crate::guest_warn;
 use crate::jail::ThreadKind;
-use crate::virtio::chain::{Buffer, Chain, Memory};
+use crate::virtio::chain::{Chain, Memory};
 use crate::virtio::ring::{Ring, RingError};
 use crate::virtio::vectored;
 use crate::worker::{Handler, Watch};
@@ -52,6 +52,8 @@ pub struct Traffic<L> {
     waiting: usize,
     /// Whether the last frame was a long one.
     long: bool,
+    /// For long frames. None while frames are short.
+    gathered: Gathered,
     listening: Listening,
 }
 
@@ -101,10 +103,21 @@ enum Delivery {
 impl<L: Link> Traffic<L> {
     pub fn new(link: L, receive: Ring, transmit: Ring, features: u64) -> Self {
         let frame = vec![0; HEADER_LENGTH + MAX_FRAME].into();
-        Self { link, receive, transmit, features, frame, waiting: 0, long: false, listening: Listening::Yes }
+        Self {
+            link,
+            receive,
+            transmit,
+            features,
+            frame,
+            waiting: 0,
+            long: false,
+            gathered: Gathered::default(),
+            listening: Listening::Yes,
+        }
     }
 
-    pub fn into_queues(self) -> [Queue; 2] {
+    pub fn into_queues(mut self) -> [Queue; 2] {
+        self.gathered.release(&mut self.receive);
         [self.receive.into_queue(), self.transmit.into_queue()]
     }
 
@@ -138,11 +151,12 @@ impl<L: Link> Traffic<L> {
 
     /// Takes a frame from the link. It is with the guest already, or waits.
     fn arrival(&mut self) -> Result<Arrival, RingError> {
-        if self.long
-            && self.merges()
-            && let Some(arrival) = in_place::take(&self.link, &mut self.receive)?
-        {
-            return Ok(arrival);
+        if self.long && self.merges() {
+            if let Some(arrival) = self.gathered.take(&self.link, &mut self.receive)? {
+                return Ok(arrival);
+            }
+        } else {
+            self.gathered.release(&mut self.receive);
         }
         loop {
             let read = read(&self.link, &mut self.frame[TAP_HEADER..]);
@@ -163,7 +177,7 @@ impl<L: Link> Traffic<L> {
     /// Writes the waiting frame to the guest's buffers: to one, or to several if that was agreed.
     fn deliver(&mut self) -> Result<Delivery, RingError> {
         let most = if self.merges() { self.receive.size() } else { 1 };
-        let mut buffers: Vec<(u16, Buffer)> = Vec::new();
+        let mut buffers: Vec<(u16, Chain)> = Vec::new();
         let mut room = 0;
         let mut taken = 0;
         while room < self.waiting && taken < most {
@@ -177,9 +191,9 @@ impl<L: Link> Traffic<L> {
             };
             taken += 1;
             // A chain that is no request is a buffer without room.
-            let buffer = request.chain.map_or_else(|_| Buffer::default(), |chain| chain.writable);
-            room += buffer.len();
-            buffers.push((request.head, buffer));
+            let chain = request.chain.unwrap_or_default();
+            room += chain.writable.len();
+            buffers.push((request.head, chain));
         }
         if room < self.waiting {
             // All that the ring can hold is not enough: the frame would wait without end. A buffer that never has
@@ -188,19 +202,20 @@ impl<L: Link> Traffic<L> {
             self.return_useless_buffer()?;
             return Ok(Delivery::Done);
         }
-        self.scatter(taken, &buffers)?;
+        self.scatter(taken, buffers)?;
         Ok(Delivery::Done)
     }
 
-    fn scatter(&mut self, count: u16, buffers: &[(u16, Buffer)]) -> Result<(), RingError> {
+    fn scatter(&mut self, count: u16, buffers: Vec<(u16, Chain)>) -> Result<(), RingError> {
         self.frame[TAP_HEADER_LENGTH..HEADER_LENGTH].copy_from_slice(&count.to_le_bytes());
         let memory = Arc::clone(self.receive.memory());
         let mut rest = &self.frame[..self.waiting];
-        for (head, buffer) in buffers {
-            let (part, later) = rest.split_at(rest.len().min(buffer.len()));
-            let written = buffer.copy_from(&memory, 0, part).map_or(0, |()| part.len());
+        for (head, chain) in buffers {
+            let (part, later) = rest.split_at(rest.len().min(chain.writable.len()));
+            let written = chain.writable.copy_from(&memory, 0, part).map_or(0, |()| part.len());
+            self.receive.recycle(chain);
             // At most a frame.
-            self.receive.push(*head, u32::try_from(written).unwrap_or(0))?;
+            self.receive.push(head, u32::try_from(written).unwrap_or(0))?;
             rest = later;
         }
         Ok(())
@@ -236,17 +251,13 @@ impl<L: Link> Traffic<L> {
     fn react(&mut self, token: u64, events: EventSet, watch: &Watch) -> Result<(), RingError> {
         match token {
             TRANSMIT => {
-                self.transmit.acknowledge();
                 let (link, features) = (&self.link, self.features);
                 self.transmit.serve(watch, |memory, chain| {
                     send(link, features, memory, chain);
                     0
                 })
             }
-            RECEIVE => {
-                self.receive.acknowledge();
-                self.receive(watch)
-            }
+            RECEIVE => self.receive(watch),
             _ if self.waiting == 0 => self.receive(watch),
             _ => {
                 // Errors are reported also while paused, again and again.
@@ -268,15 +279,14 @@ fn send(link: &impl Link, features: u64, memory: &Memory, chain: &Chain) -> Opti
         return None;
     }
     let header = tap_header(header, features)?;
-    let content = frame.slices(memory, HEADER_LENGTH..frame.len()).ok()?;
-    vectored::write_packet(link, &header, &content).ok().map(drop)
+    vectored::write_packet(link, &header, memory, frame, HEADER_LENGTH..frame.len()).ok().map(drop)
 }
 
 impl<L: Link> Handler for Traffic<L> {
     fn begin(&mut self, watch: &Watch) -> io::Result<()> {
         self.link.set_offloads(offloads(self.features))?;
-        self.receive.watch(watch, RECEIVE)?;
-        self.transmit.watch(watch, TRANSMIT)?;
+        self.receive.watch_kicks(watch, RECEIVE)?;
+        self.transmit.watch_kicks(watch, TRANSMIT)?;
         self.transmit.kick();
         watch.add(&self.link.as_fd().as_raw_fd(), EventSet::IN, LINK)
     }
