@@ -100,7 +100,8 @@ const BLOCK: &[Rule] = &[
 const NET: &[Rule] =
     &[any(libc::SYS_readv), any(libc::SYS_writev), with(libc::SYS_ioctl, &[Is(1, libc::TUNSETOFFLOAD)])];
 
-const VSOCK: &[Rule] = &[any(libc::SYS_shutdown)];
+/// Bytes of streams, scattered in guest memory; the end of a direction.
+const VSOCK: &[Rule] = &[any(libc::SYS_readv), any(libc::SYS_shutdown)];
 
 /// Requests, events, hot-plug.
 const MAIN: &[Rule] = &[

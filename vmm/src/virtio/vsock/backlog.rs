@@ -1,6 +1,7 @@
 //! Bytes of the guest that wait for a slow stream.
 
 use crate::virtio::chain::Slice;
+use vm_memory::io::WriteVolatile;
 
 /// A byte queue without a bound of its own: the credit of the connection is the bound.
 #[derive(Debug, Default)]
@@ -19,9 +20,8 @@ impl Backlog {
     pub fn push(&mut self, slice: &Slice<'_>) {
         self.bytes.drain(..self.start);
         self.start = 0;
-        let end = self.bytes.len();
-        self.bytes.resize(end + slice.len(), 0);
-        slice.copy_to(&mut self.bytes[end..]);
+        // To a vector that grows: it takes everything.
+        let _ = self.bytes.write_all_volatile(slice);
     }
 
     /// What comes next.

@@ -7,13 +7,14 @@ use super::backlog::Backlog;
 use super::connection::{Connection, Due, Reaction};
 use super::connector::{ConnectError, Done};
 use super::packet::{Credit, Packet, Ports};
-use super::spec::MAX_PAYLOAD;
-use crate::virtio::chain::Slice;
+use super::spec::{HEADER_LENGTH, MAX_PAYLOAD};
+use crate::virtio::chain::{Chain, Memory, Slice};
+use crate::virtio::vectored;
 use nix::unistd::write;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use vm_memory::VolatileMemoryError;
-use vm_memory::io::{ReadVolatile, WriteVolatile};
+use vm_memory::io::WriteVolatile;
 use vmm_sys_util::epoll::EventSet;
 
 #[derive(Debug)]
@@ -98,12 +99,13 @@ impl Channel {
         self.shut_stream();
     }
 
-    /// The next packet for the guest, its payload read into `target`; `None` when nothing is due after all.
-    pub fn produce(&mut self, target: &[Slice<'_>]) -> Option<Due> {
+    /// What goes to the guest next; `None` when nothing is due after all. Data was read into `targets`, of which each has room
+    /// behind a header: as many bytes as are told, which may fill several.
+    pub fn produce(&mut self, memory: &Memory, targets: &[Chain]) -> Option<Due> {
         loop {
             let due = match self.connection.due(self.readable)? {
                 // Nothing was read: the stream is not readable any more and something else may be due.
-                Due::Data(most) => match self.read(target, most.min(MAX_PAYLOAD)) {
+                Due::Data(most) => match self.read(memory, targets, most.min(MAX_PAYLOAD)) {
                     0 => continue,
                     length => Due::Data(length),
                 },
@@ -114,34 +116,26 @@ impl Channel {
         }
     }
 
-    fn read(&mut self, target: &[Slice<'_>], most: u32) -> u32 {
-        let mut total = 0;
-        for slice in target {
-            let length = u32::try_from(slice.len()).unwrap_or(u32::MAX).min(most - total);
-            let Ok(mut slice) = slice.subslice(0, length as usize) else { break };
-            match uninterrupted(|| self.stream.read_volatile(&mut slice)) {
-                Ok(0) if length > 0 => {
-                    self.readable = false;
-                    self.connection.stream_ended();
-                    break;
-                }
-                Ok(read) => total += u32::try_from(read).unwrap_or(length),
-                Err(error) => {
-                    self.readable = false;
-                    if error.kind() != ErrorKind::WouldBlock {
-                        self.connection.stream_failed();
-                        self.backlog.clear();
-                    }
-                    break;
-                }
-            }
-            if total == most {
-                break;
+    fn read(&mut self, memory: &Memory, targets: &[Chain], most: u32) -> u32 {
+        let mut left = most as usize;
+        let ranges = targets.iter().map(|target| {
+            let buffer = &target.writable;
+            let length = left.min(buffer.len() - HEADER_LENGTH);
+            left -= length;
+            (buffer, HEADER_LENGTH..HEADER_LENGTH + length)
+        });
+        match vectored::read_stream(&self.stream, memory, ranges) {
+            Ok(0) => self.connection.stream_ended(),
+            // No more than `most`.
+            Ok(length) => return u32::try_from(length).unwrap_or(most),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => {
+                self.connection.stream_failed();
+                self.backlog.clear();
             }
         }
-        // Whatever the target looks like: a read of nothing must not be tried for ever.
-        self.readable &= total > 0;
-        total
+        self.readable = false;
+        0
     }
 
     fn deliver(&mut self, payload: &[Slice<'_>]) {

@@ -1,6 +1,6 @@
 //! All connections of a guest: who a packet belongs to, and whose turn it is to send.
 //!
-//! Connections that have something for the guest stand in a round and send one packet a turn. A stream that stalls
+//! Connections that have something for the guest stand in a round and send one packet a turn, or a few. A stream that stalls
 //! leaves the round, so it blocks nobody else.
 
 use super::channel::Channel;
@@ -9,7 +9,7 @@ use super::connector::{Connect, ConnectError};
 use super::packet::{Credit, Operation, Packet, Ports};
 use super::spec::{self, HEADER_LENGTH, HOST_CID, Header};
 use crate::guest_warn;
-use crate::virtio::chain::{Buffer, ChainError, Memory};
+use crate::virtio::chain::{Buffer, Chain, ChainError, Memory};
 use std::collections::{BTreeMap, VecDeque};
 use vmm_protocol::READY_PORT;
 use vmm_sys_util::epoll::EventSet;
@@ -130,26 +130,42 @@ impl Muxer {
         !self.resets.is_empty() || !self.round.is_empty()
     }
 
-    /// Writes the next packet to `target`, which is longer than a header, and returns its length.
-    pub fn send(&mut self, memory: &Memory, target: &Buffer) -> Result<Option<u32>, ChainError> {
+    /// Writes the next packets to `targets`, each of which is longer than a header, and tells `sent` the length of each: one
+    /// packet, or as many as one stream has bytes for. All have one credit, which is true of each of them.
+    pub fn send(&mut self, memory: &Memory, targets: &[Chain], mut sent: impl FnMut(u32)) -> Result<(), ChainError> {
+        let Some(first) = targets.first() else { return Ok(()) };
         if let Some(header) = self.resets.pop_front() {
-            target.copy_from(memory, 0, &header.to_bytes())?;
-            return Ok(Some(header_and(0)));
+            first.writable.copy_from(memory, 0, &header.to_bytes())?;
+            sent(header_and(0));
+            return Ok(());
         }
-        let payload = target.slices(memory, HEADER_LENGTH..target.len())?;
         while let Some(host) = self.round.pop_front() {
             let Some(channel) = self.channels.get_mut(&host) else { continue };
             channel.scheduled = false;
-            let due = channel.produce(&payload);
+            let due = channel.produce(memory, targets);
             let (ports, credit) = (channel.ports(), channel.credit());
             self.settle(host);
-            if let Some(due) = due {
+            let Some(due) = due else { continue };
+            let Due::Data(mut left) = due else {
                 let header = with_operation(self.header(ports, credit), due);
-                target.copy_from(memory, 0, &header.to_bytes())?;
-                return Ok(Some(header_and(header.len)));
+                first.writable.copy_from(memory, 0, &header.to_bytes())?;
+                sent(header_and(0));
+                return Ok(());
+            };
+            for target in targets {
+                let room = target.writable.len() - HEADER_LENGTH;
+                let length = left.min(u32::try_from(room).unwrap_or(u32::MAX));
+                if length == 0 {
+                    break;
+                }
+                let header = with_operation(self.header(ports, credit), Due::Data(length));
+                target.writable.copy_from(memory, 0, &header.to_bytes())?;
+                sent(header_and(length));
+                left -= length;
             }
+            return Ok(());
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Ends all connections, the ones that nobody has accepted yet too.

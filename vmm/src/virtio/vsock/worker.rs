@@ -5,7 +5,7 @@ use super::muxer::{Muxer, Notice};
 use super::spec::{self, HEADER_LENGTH};
 use crate::guest_warn;
 use crate::jail::ThreadKind;
-use crate::virtio::chain::ChainError;
+use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::device::{Resources, StartError};
 use crate::virtio::ring::{Ring, RingError};
 use crate::worker::{Handler, Watch};
@@ -22,12 +22,18 @@ const INBOX: u64 = 2;
 /// Set in the tokens of streams; the rest is the host port.
 const STREAM: u64 = 1 << 32;
 
+/// Receive buffers, of a page each, that a stream fills with one call.
+const TURN: usize = 8;
+
 #[derive(Debug)]
 pub struct VsockWorker {
     rx: Ring,
     tx: Ring,
     /// Only for transport resets, which a running device never sends: its buffers are kept.
     event: Ring,
+    /// Receive buffers that are being filled, and their names on the ring.
+    buffers: Vec<Chain>,
+    heads: Vec<u16>,
     muxer: Muxer,
     inbox: Arc<Inbox>,
     ready: Arc<EventFd>,
@@ -44,6 +50,8 @@ impl VsockWorker {
             rx: Ring::take(&mut resources, spec::RX)?,
             tx: Ring::take(&mut resources, spec::TX)?,
             event: Ring::take(&mut resources, spec::EVENT)?,
+            buffers: Vec::new(),
+            heads: Vec::new(),
             muxer: Muxer::new(guest_cid),
             inbox,
             ready,
@@ -102,35 +110,80 @@ impl VsockWorker {
             return Ok(());
         }
         self.rx.disable_kicks()?;
+        let mut wanted = 1;
         for _ in 0..self.rx.size() {
             if !self.muxer.wants_to_send() {
                 return self.rx.interrupt();
             }
-            let Some(request) = self.rx.pop()? else {
+            self.take_buffers(wanted)?;
+            if self.heads.is_empty() {
                 if self.rx.enable_kicks()? {
                     continue;
                 }
                 return self.rx.interrupt();
-            };
-            let sent = match request.chain {
-                Ok(chain) if chain.writable.len() > HEADER_LENGTH => {
-                    self.muxer.send(self.rx.memory(), &chain.writable).map(|length| length.unwrap_or(0))
-                }
-                Ok(_) => Err(ChainError::Short),
-                Err(error) => Err(error),
-            };
-            match sent {
-                // Nothing was due after all.
-                Ok(0) => self.rx.unpop(1),
-                Ok(length) => self.rx.push(request.head, length)?,
-                Err(error) => {
-                    guest_warn!(%error, "returned an unusable vsock receive buffer");
-                    self.rx.push(request.head, 0)?;
-                }
             }
+            let filled = self.fill_buffers()?;
+            // A stream that filled all of them may have more.
+            wanted = if filled { TURN } else { 1 };
         }
         self.rx.kick();
         self.rx.interrupt()
+    }
+
+    /// Takes receive buffers with room behind a header. Useless ones go back at once.
+    fn take_buffers(&mut self, wanted: usize) -> Result<(), RingError> {
+        while self.heads.len() < wanted {
+            let Some(request) = self.rx.pop()? else { break };
+            let error = match request.chain {
+                Ok(chain) if chain.writable.len() > HEADER_LENGTH => {
+                    self.heads.push(request.head);
+                    self.buffers.push(chain);
+                    continue;
+                }
+                Ok(_) => ChainError::Short,
+                Err(error) => error,
+            };
+            guest_warn!(%error, "returned an unusable vsock receive buffer");
+            // Behind the ones that were taken before: those go back in their order, or not at all.
+            if !self.heads.is_empty() {
+                self.rx.unpop(1);
+                break;
+            }
+            self.rx.push(request.head, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Has the muxer write packets, and gives back the buffers: those with a packet to the guest, the others to the ring. True
+    /// if every buffer was filled to its end.
+    fn fill_buffers(&mut self) -> Result<bool, RingError> {
+        let (heads, buffers, rx) = (&self.heads, &self.buffers, &mut self.rx);
+        let memory = Arc::clone(rx.memory());
+        let mut full = true;
+        let mut sent = 0;
+        let mut pushed = Ok(());
+        let result = self.muxer.send(&memory, buffers, |length| {
+            full &= buffers.get(sent).is_some_and(|buffer| buffer.writable.len() == length as usize);
+            if let (Ok(()), Some(head)) = (&pushed, heads.get(sent)) {
+                pushed = rx.push(*head, length);
+            }
+            sent += 1;
+        });
+        pushed?;
+        if let Err(error) = result {
+            guest_warn!(%error, "returned an unusable vsock receive buffer");
+            if let Some(head) = heads.get(sent) {
+                rx.push(*head, 0)?;
+                sent += 1;
+            }
+        }
+        full &= sent == heads.len();
+        rx.unpop(u16::try_from(heads.len().saturating_sub(sent)).unwrap_or(0));
+        self.heads.clear();
+        for chain in self.buffers.drain(..) {
+            rx.recycle(chain);
+        }
+        Ok(full)
     }
 }
 
