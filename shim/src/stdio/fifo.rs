@@ -5,6 +5,8 @@
 
 #![expect(unsafe_code, reason = "FIONREAD, which nix does not wrap")]
 
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -13,6 +15,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe::{OpenOptions, Sender};
 
 /// Between two looks at what the reader has left, at first and at most.
@@ -44,6 +48,34 @@ impl Fifo {
                 result => return result,
             }
         }
+    }
+
+    /// Moves up to `most` bytes from a stream, without a copy. They take up pages: for long pieces only.
+    pub async fn splice(&self, stream: &UnixStream, most: usize) -> io::Result<usize> {
+        loop {
+            self.sender.writable().await?;
+            stream.readable().await?;
+            let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+            match splice(stream, None, &self.sender, None, most, flags) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) => return Ok(length),
+                Err(Errno::EAGAIN) => self.forget_readiness(stream)?,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Whichever end had the call fail is waited for. The kernel does not tell which it was, and neither may be taken for the
+    /// other: its next event would never come.
+    fn forget_readiness(&self, stream: &UnixStream) -> io::Result<()> {
+        let unless_blocked = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        };
+        // Asked within, so that an event that comes meanwhile counts.
+        unless_blocked(stream.try_io(Interest::READABLE, || ready(stream, PollFlags::POLLIN)))?;
+        unless_blocked(self.sender.try_io(|| ready(&self.sender, PollFlags::POLLOUT)))
     }
 
     /// Waits until everything has been read, or nobody is there to read it.
@@ -81,6 +113,14 @@ impl Fifo {
 impl From<Sender> for Fifo {
     fn from(sender: Sender) -> Self {
         Self { sender, keeper: Mutex::new(None) }
+    }
+}
+
+/// `WouldBlock` if nothing of the kind can be done now.
+fn ready(end: &impl AsFd, events: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::new(end.as_fd(), events)], PollTimeout::ZERO)? {
+        0 => Err(ErrorKind::WouldBlock.into()),
+        _ => Ok(()),
     }
 }
 

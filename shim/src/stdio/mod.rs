@@ -6,6 +6,7 @@
 
 mod endpoint;
 mod fifo;
+mod frames;
 mod input;
 mod logger;
 mod output;

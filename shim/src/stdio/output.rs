@@ -2,14 +2,15 @@
 
 use super::endpoint::{Endpoint, StdioError};
 use super::fifo::Fifo;
+use super::frames::{Frames, LONG};
 use super::logger;
 use crate::identifier::Identifier;
-use agent_protocol::stream::{Frame, HEADER};
+use agent_protocol::stream::Frame;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::Sender;
 
@@ -65,35 +66,34 @@ impl Output {
 
     /// Copies until the channel's end, and tells `delivered` how many bytes were written each time. Returns once they were
     /// read; an error when the connection breaks without an end.
-    pub async fn copy(mut self, mut stream: UnixStream, delivered: impl Fn(usize)) -> io::Result<()> {
-        let mut buffer = Vec::new();
-        loop {
-            let mut header = [0; HEADER];
-            stream.read_exact(&mut header).await?;
-            let Frame::Data(length) = Frame::decode(header).map_err(io::Error::other)? else {
-                return self.finish().await;
-            };
-            if buffer.len() < length {
-                buffer.resize(length, 0);
+    pub async fn copy(mut self, stream: UnixStream, delivered: impl Fn(usize)) -> io::Result<()> {
+        let mut frames = Frames::new(stream);
+        while let Frame::Data(mut left) = frames.next().await? {
+            while left > 0 {
+                let bytes = frames.buffered(left);
+                let length = if !bytes.is_empty() {
+                    let length = self.write(bytes).await?;
+                    frames.consume(length);
+                    length
+                } else if let (Self::Pipe(pipe), LONG..) = (&self, left) {
+                    pipe.splice(frames.stream(), left).await?
+                } else {
+                    frames.fill().await?;
+                    continue;
+                };
+                left -= length;
+                delivered(length);
             }
-            stream.read_exact(&mut buffer[..length]).await?;
-            self.write(&buffer[..length], &delivered).await?;
         }
+        self.finish().await
     }
 
-    async fn write(&mut self, mut bytes: &[u8], delivered: impl Fn(usize)) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let length = match self {
-                Self::Pipe(pipe) => pipe.write(bytes).await?,
-                Self::File(file) => file.write(bytes).await?,
-            };
-            if length == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            bytes = &bytes[length..];
-            delivered(length);
-        }
-        Ok(())
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = match self {
+            Self::Pipe(pipe) => pipe.write(bytes).await?,
+            Self::File(file) => file.write(bytes).await?,
+        };
+        if length == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(length) }
     }
 
     async fn finish(mut self) -> io::Result<()> {

@@ -1,5 +1,6 @@
+use super::frames::LONG;
 use super::*;
-use agent_protocol::stream::{Frame, HEADER};
+use agent_protocol::stream::{Frame, HEADER, MAX_PAYLOAD};
 use std::io;
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -82,6 +83,58 @@ async fn output_arrives_whole_and_then_ends() {
     reader.read_to_end(&mut received).await.unwrap();
     assert_eq!(received, data);
     sender.await.unwrap();
+    assert!(copies.drained(Awaited::END, SOON).await);
+}
+
+#[tokio::test]
+async fn long_and_short_frames_arrive_in_order_at_a_slow_reader() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(&directory, "out");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (copies, mut guest) = connect(open(&Stdio { stdout: text(&path), ..Default::default() }).unwrap()).await;
+    let lengths = [3, MAX_PAYLOAD, LONG, 1, LONG - 1, LONG + 1, 5, 5, MAX_PAYLOAD, MAX_PAYLOAD, 30_000, 2].repeat(8);
+    let frames: Vec<Vec<u8>> = lengths
+        .iter()
+        .enumerate()
+        .map(|(n, &length)| (0..length).map(|at| (at / 3 + n).to_le_bytes()[0]).collect())
+        .collect();
+    let expected = frames.concat();
+    let sender = tokio::spawn(async move {
+        for (n, frame) in frames.iter().enumerate() {
+            send(&mut guest, Frame::Data(frame.len()), frame).await;
+            if n % 5 == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        send(&mut guest, Frame::End, b"").await;
+    });
+    let mut received = Vec::new();
+    let mut piece = [0; 7000];
+    loop {
+        match reader.read(&mut piece).await.unwrap() {
+            0 => break,
+            length => received.extend_from_slice(&piece[..length]),
+        }
+        if received.len() % 11 == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    assert!(received == expected);
+    sender.await.unwrap();
+    assert!(copies.drained(Awaited::END, SOON).await);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_within_a_long_frame_ends_the_output() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(&directory, "out");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (copies, mut guest) = connect(open(&Stdio { stdout: text(&path), ..Default::default() }).unwrap()).await;
+    send(&mut guest, Frame::Data(LONG * 2), &[1; LONG + 1]).await;
+    drop(guest);
+    let mut received = Vec::new();
+    reader.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received.len(), LONG + 1);
     assert!(copies.drained(Awaited::END, SOON).await);
 }
 
