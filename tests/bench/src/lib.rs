@@ -11,6 +11,7 @@ pub mod limit;
 pub mod link;
 pub mod memory;
 pub mod network;
+pub mod output;
 pub mod pods;
 pub mod process;
 pub mod qemu;

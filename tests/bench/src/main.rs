@@ -5,7 +5,7 @@ use bench::bulkhead;
 use bench::qemu;
 use bench::sample::tell_time;
 use bench::vmm::Files;
-use bench::{counts, idle, limit, link, memory, network, pods};
+use bench::{counts, idle, limit, link, memory, network, output, pods};
 use std::path::Path;
 use std::time::Duration;
 
@@ -51,6 +51,7 @@ fn main() -> Result<()> {
             timeline.write(&format!("{ARTIFACTS}/vmm-bulkhead-cold.trace.json"))?;
         }
         ["syscalls", contender] => counts::syscalls(handler(contender)?)?,
+        ["output", contender] => output::measure(handler(contender)?)?,
         ["network", contender] => network::measure(handler(contender)?)?,
         ["density", contender] => idle::density(handler(contender)?)?,
         ["idle", contender] => idle::processor(handler(contender)?)?,

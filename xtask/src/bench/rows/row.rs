@@ -35,6 +35,7 @@ pub const ROWS: &[Row] = &[
     row("phase-start", "from there to the running one", "s"),
     row("syscalls", "system calls of the node while a pod starts", "calls"),
     row("exec", "ExecSync of `true`", "s"),
+    row("output", "what a command in a pod prints, read by containerd", "ns/byte"),
     row("pod-stop", "StopPodSandbox", "s"),
     row("pod-remove", "RemovePodSandbox", "s"),
     row("pod-gone", "the two together", "s"),

@@ -91,6 +91,8 @@ const STEPS: &[Step] = &[
     pod("network", "bulkhead-cold").limit(15).rounds(2, 0),
     pod("network", "bulkhead-template").limit(15).rounds(2, 0),
     pod("network", "runc").limit(15).rounds(2, 0),
+    pod("output", "bulkhead-cold").rounds(3, 0),
+    pod("output", "runc").rounds(3, 0),
     pods("memory", "bulkhead-cold", 25).rounds(2, 0).stage(Stage::Memory),
     pods("memory", "bulkhead-template", 25).rounds(2, 1).stage(Stage::Memory),
     pods("memory", "runc", 25).rounds(2, 0).stage(Stage::Memory),
