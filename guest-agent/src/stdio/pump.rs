@@ -35,9 +35,12 @@ pub(super) async fn run(endpoint: Endpoint, channel: Channel, stream: impl Async
     }
 }
 
+/// A frame with its header. What is longer than this is two packets on the wire, the second one of a few bytes.
+const LONGEST: usize = MAX_PAYLOAD;
+
 /// The process's output to the shim; then the end, in-band.
 async fn output(mut from: impl AsyncRead + Unpin, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-    let mut buffer = vec![0; HEADER + MAX_PAYLOAD];
+    let mut buffer = vec![0; LONGEST];
     loop {
         let length = from.read(&mut buffer[HEADER..]).await?;
         if length == 0 {
