@@ -190,6 +190,33 @@ fn a_stop_gives_back_the_buffers_taken_ahead() {
 }
 
 #[test]
+fn every_kick_is_heard() {
+    let mut net = Fixture::new(MERGE | EVENT_INDEX);
+    net.driver.write(FRAMES, &[0; 12]);
+    for round in 0..10_000u64 {
+        let parts = [Part::Readable(FRAMES, 12), Part::Readable(FRAMES + 12, 60)];
+        for _ in 0..=round % 3 {
+            net.driver.queues[TRANSMIT_QUEUE].add(&parts);
+            net.driver.queues[TRANSMIT_QUEUE].notify();
+        }
+        for _ in 0..=round % 3 {
+            assert_eq!(net.departed().len(), TAP_HEADER_LENGTH + 60);
+        }
+        net.driver.queues[TRANSMIT_QUEUE].wait(1 + round as usize % 3);
+        // Sometimes before there is a buffer, sometimes after.
+        if round % 2 == 0 {
+            net.arrive(&[1; 60]);
+        }
+        net.receive().add(&[Part::Writable(BUFFERS, 2048)]);
+        net.receive().notify();
+        if round % 2 == 1 {
+            net.arrive(&[1; 60]);
+        }
+        assert_eq!(net.receive().wait(1).len(), 1);
+    }
+}
+
+#[test]
 fn what_was_not_agreed_is_not_sent() {
     let mut net = Fixture::new(0);
     net.transmit(1, 0, b"checksum");
