@@ -28,7 +28,8 @@ pub fn measure(handler: &str) -> Result<()> {
 
 fn print(container: &Container<'_>, bytes: u32) -> Result<Duration> {
     let started = Instant::now();
-    let done = container.try_exec(&["/bin/dd", "if=/dev/zero", &format!("bs={BLOCK}"), &format!("count={}", bytes / BLOCK)], None)?;
+    let done = container
+        .try_exec(&["/bin/dd", "if=/dev/zero", &format!("bs={BLOCK}"), &format!("count={}", bytes / BLOCK)], None)?;
     let time = started.elapsed();
     ensure!(done.code == 0, "dd ended with {}", done.code);
     ensure!(done.stdout.len() == bytes as usize, "{} of {bytes} bytes arrived", done.stdout.len());
