@@ -18,6 +18,7 @@ struct Chart {
 
 const CHARTS: &[Chart] = &[
     Chart { file: "vmm.svg", title: "VMM start to guest init", rows: &["vmm-init"] },
+    Chart { file: "agent.svg", title: "VMM start to the agent's first answer", rows: &["vmm-agent"] },
     Chart { file: "start.svg", title: "Start of a pod", rows: &["pod-run", "pod-create", "pod-start"] },
     Chart {
         file: "phases.svg",
@@ -27,6 +28,9 @@ const CHARTS: &[Chart] = &[
     Chart { file: "exec.svg", title: "ExecSync of true", rows: &["exec"] },
     Chart { file: "stop.svg", title: "Stop and removal of a pod", rows: &["pod-stop", "pod-remove"] },
     Chart { file: "memory.svg", title: "Node's memory for an idle pod", rows: &["memory-per-pod"] },
+    Chart { file: "density.svg", title: "Idle pods in 512 MiB", rows: &["density"] },
+    Chart { file: "network.svg", title: "TCP from a pod", rows: &["network-up"] },
+    Chart { file: "block.svg", title: "A random read of 4 KiB", rows: &["block-random-read-1"] },
 ];
 
 const COLOURS: [RGBColor; 5] = [
