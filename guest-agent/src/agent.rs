@@ -6,6 +6,7 @@ use crate::crun::Crun;
 use crate::id::ContainerId;
 use crate::pci::PciBus;
 use crate::pids::PodPids;
+use crate::pressure::Pressure;
 use crate::reaper::Reaper;
 use crate::rootfs::{Layers, Share};
 use crate::sockets::Sockets;
@@ -71,6 +72,7 @@ pub struct Agent {
     pub pod_pids: PodPids,
     pub volumes: Volumes,
     pub sockets: Arc<Sockets>,
+    pub pressure: Arc<Pressure>,
     pub oom_events: mpsc::Sender<OomEvent>,
     pub next_oom_event: Mutex<mpsc::Receiver<OomEvent>>,
 }
@@ -93,6 +95,7 @@ impl Agent {
             layers: Arc::new(Layers::new(paths.run.join("l"), PciBus::new(&paths.sysfs))),
             volumes: Volumes::new(paths.run.join("v")),
             sockets: Arc::new(Sockets::new(paths.run.join("v"))),
+            pressure: Arc::new(Pressure::new(&paths.cgroups)),
             containers: Table::default(),
             oom_events,
             next_oom_event: Mutex::new(next_oom_event),

@@ -18,6 +18,7 @@ pub mod init;
 pub mod kernel_log;
 pub mod pci;
 pub mod pids;
+pub mod pressure;
 pub mod reaper;
 pub mod rootfs;
 pub mod rpc;

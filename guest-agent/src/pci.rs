@@ -29,6 +29,11 @@ impl PciBus {
         write(self.sysfs.join("rescan")).await
     }
 
+    /// The same, if it has not found the device at `address` before.
+    pub async fn find_new(&self, address: &PciAddress) -> Result<(), Error> {
+        if self.device(address).exists() { Ok(()) } else { self.rescan().await }
+    }
+
     /// Has the kernel let go of a device. One that is gone already is no error.
     pub async fn remove(&self, address: &PciAddress) -> Result<(), Error> {
         let device = self.device(address);

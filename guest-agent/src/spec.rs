@@ -57,6 +57,29 @@ impl ContainerSpec {
         Ok(())
     }
 
+    /// For a guest that grows up to `bytes`: what would follow from the memory that it has now, follows from those. A container
+    /// without a limit has that one, and a tmpfs without a size half of it.
+    pub fn expect_memory(&mut self, bytes: u64) -> Result<(), Error> {
+        let linux = object(&mut self.document["linux"])?;
+        let resources = object(linux.entry("resources").or_insert_with(|| json!({})))?;
+        let memory = object(resources.entry("memory").or_insert_with(|| json!({})))?;
+        if memory.get("limit").and_then(Value::as_i64).is_none_or(|limit| limit <= 0) {
+            memory.insert("limit".into(), json!(bytes));
+        }
+        let mounts = self.document["mounts"].as_array_mut().map_or(&mut [][..], Vec::as_mut_slice);
+        for mount in mounts.iter_mut().filter(|mount| mount["type"] == "tmpfs") {
+            let options = list(object(mount)?.entry("options").or_insert_with(|| json!([])))?;
+            let sizes = ["size=", "nr_blocks="];
+            let has_size = |option: &Value| {
+                option.as_str().is_some_and(|option| sizes.iter().any(|size| option.starts_with(size)))
+            };
+            if !options.iter().any(has_size) {
+                options.push(json!(format!("size={}", bytes / 2)));
+            }
+        }
+        Ok(())
+    }
+
     /// The sources of mounts that are in the pod's file share, which has to be mounted before.
     pub fn shared_sources(&self) -> Vec<PathBuf> {
         let mounts = self.document["mounts"].as_array().map_or(&[][..], Vec::as_slice);
@@ -180,6 +203,34 @@ mod tests {
             "extra": 1
         });
         assert_eq!(serde_json::from_str::<Value>(&spec.to_json()).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_follows_from_memory_follows_from_what_will_be_there() {
+        let tmpfs = |options: Value| json!({"type": "tmpfs", "destination": "/t", "options": options});
+        let mut spec = spec(&json!({"mounts": [
+            {"type": "proc"}, tmpfs(json!(["size=1m"])), tmpfs(json!(["nr_blocks=7"])), tmpfs(json!(["ro"])), {"type": "tmpfs"}
+        ]}));
+        spec.expect_memory(1000).unwrap();
+        let expected = json!({
+            "root": {"path": "/bundle/rootfs"},
+            "mounts": [
+                {"type": "proc"}, tmpfs(json!(["size=1m"])), tmpfs(json!(["nr_blocks=7"])),
+                tmpfs(json!(["ro", "size=500"])), {"type": "tmpfs", "options": ["size=500"]}
+            ],
+            "linux": {"cgroupsPath": "/bulkhead/web", "resources": {"memory": {"limit": 1000}}},
+        });
+        assert_eq!(serde_json::from_str::<Value>(&spec.to_json()).unwrap(), expected);
+    }
+
+    #[test]
+    fn limits_stay_as_they_are() {
+        for (limit, kept) in [(json!(100), 100), (json!(5000), 5000), (json!(-1), 1000), (json!(0), 1000)] {
+            let mut spec = spec(&json!({"linux": {"resources": {"memory": {"limit": limit}}}}));
+            spec.expect_memory(1000).unwrap();
+            let document: Value = serde_json::from_str(&spec.to_json()).unwrap();
+            assert_eq!(document["linux"]["resources"]["memory"]["limit"], kept);
+        }
     }
 
     #[test]

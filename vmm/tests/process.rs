@@ -58,6 +58,7 @@ fn machine() -> Machine {
         jail: Jail { uid: 70001, gid: 70001 },
         vcpus: 1,
         memory_mib: 64,
+        growth_mib: 0,
         command_line: String::new(),
         kvm: FdSlot(0),
         kernel: FdSlot(1),
@@ -200,6 +201,7 @@ fn a_state_that_is_none_is_named() {
             state: FdSlot(2),
             root_image: FdSlot(3),
             console: FdSlot(4),
+            growth_mib: 0,
         };
         let files = [kvm.as_raw_fd(), memory.as_raw_fd(), state.as_raw_fd(), image.as_raw_fd(), console.as_raw_fd()];
         vmm.send(Call::Restore(Box::new(restore)), &files);

@@ -3,9 +3,11 @@
 //! Everything here is files of cgroup v2. crun makes the group and sets its limits.
 
 mod freezer;
+mod notified;
 mod oom;
 mod stats;
 
+pub use notified::Notified;
 pub use oom::{OomCounter, OomEvent};
 pub use stats::parse_flat;
 

@@ -3,16 +3,12 @@
 //! The kernel notifies pollers of `memory.events`. A container that dies of its first kill is gone before the
 //! notification is looked at, so the counter is read once more when the container's first process has ended.
 
-#![expect(unsafe_code, reason = "registration of a descriptor with the event loop")]
-
-use super::{Cgroup, parse_flat};
+use super::{Cgroup, Notified, parse_flat};
 use crate::error::Error;
 use crate::id::ContainerId;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{Read, Seek};
 use std::sync::{Mutex, MutexGuard};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 /// The container whose process was killed.
@@ -55,13 +51,9 @@ impl OomCounter {
     pub async fn watch(&self) -> Result<(), Error> {
         let failed = || Error::system("watch the memory of", &self.container);
         let file = self.seen().file.try_clone().map_err(failed())?;
-        // SAFETY: a `File` is open and stays the same descriptor until it is dropped, with the registration.
-        let notified = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
-        let notified = notified.map_err(io::Error::from).map_err(failed())?;
+        let notified = Notified::new(file).map_err(failed())?;
         loop {
-            let mut ready = notified.ready(Interest::PRIORITY).await.map_err(failed())?;
-            // Cleared before the read: a kill in between notifies again.
-            ready.clear_ready();
+            notified.next().await.map_err(failed())?;
             self.check();
         }
     }

@@ -83,6 +83,9 @@ impl Container {
         let bundle = agent.paths.bundle(&request.id);
         let target = bundle.join("rootfs");
         let mut spec = ContainerSpec::for_guest(&request.spec, &request.id, &target)?;
+        if let Some(bytes) = agent.pressure.most() {
+            spec.expect_memory(bytes)?;
+        }
         if let Some(process) = request.pids.member(agent).await? {
             spec.join_pid_namespace(process)?;
         }

@@ -19,6 +19,7 @@ pub(super) fn configure(agent: &Agent, request: &ConfigureRequest) -> Result<Con
     if let Some(files) = request.files.as_ref() {
         pod_files::write(files, Path::new(POD_FILES))?;
     }
+    agent.pressure.begin(request.growth_mib);
     agent.configured.store(true, Ordering::Release);
     Ok(ConfigureResponse {
         version: VERSION.to_owned(),

@@ -33,6 +33,8 @@ pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest
     };
     let devices = request.devices.iter().map(device).collect::<Result<_, Error>>()?;
     Container::create(&agent, CreateRequest { id, spec: request.spec, rootfs, wanted, pids, devices }).await?;
+    // What was mounted may have taken memory that no container is charged for.
+    agent.pressure.adjust();
     Ok(Empty::new())
 }
 

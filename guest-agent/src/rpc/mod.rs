@@ -4,6 +4,7 @@
 //! as a task of its own: it is never left half-done.
 
 mod accounting;
+mod add_memory;
 mod configure;
 mod configure_network;
 mod create;
@@ -24,10 +25,10 @@ mod wait;
 use crate::agent::Agent;
 use crate::error::Error;
 use agent_protocol::agent::{
-    ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest,
-    CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest, ProcessRequest, PutFilesRequest,
-    ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, TakeFileRequest,
-    TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
+    AddMemoryRequest, ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest,
+    CreateContainerRequest, CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest,
+    ProcessRequest, PutFilesRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse,
+    StatsResponse, TakeFileRequest, TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -134,6 +135,10 @@ impl agent_protocol::agent_ttrpc::Agent for Service {
 
     async fn release_device(&self, _: &TtrpcContext, request: ReleaseDeviceRequest) -> ttrpc::Result<Empty> {
         self.finish(|agent| devices::release(agent, request)).await
+    }
+
+    async fn add_memory(&self, _: &TtrpcContext, request: AddMemoryRequest) -> ttrpc::Result<Empty> {
+        self.finish(|agent| add_memory::add_memory(agent, request)).await
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Event> {

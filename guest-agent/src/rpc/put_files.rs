@@ -8,6 +8,12 @@ use std::sync::Arc;
 
 pub(super) async fn put_files(agent: Arc<Agent>, request: PutFilesRequest) -> Result<Empty, Error> {
     let id = VolumeId::parse(&request.volume)?;
-    super::blocking(move || agent.volumes.put(&id, request.generation, &request.entries, request.last)).await?;
+    super::blocking(move || {
+        let result = agent.volumes.put(&id, request.generation, &request.entries, request.last);
+        // No container is charged for them.
+        agent.pressure.adjust();
+        result
+    })
+    .await?;
     Ok(Empty::new())
 }

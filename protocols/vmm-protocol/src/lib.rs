@@ -13,7 +13,7 @@ mod machine;
 
 pub use device::{Device, DeviceId, LayerAccess, PciAddress, RateLimit};
 pub use layers::{MAX_PARTS, PART_ALIGNMENT, part_offsets};
-pub use machine::{Jail, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Machine, Restore};
+pub use machine::{Jail, MAX_MEMORY_MIB, MAX_VCPUS, MEMORY_BLOCK_MIB, MIN_MEMORY_MIB, Machine, Restore};
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,9 @@ pub enum Call {
     /// Connect `stream`, one end of a `SOCK_STREAM` socket pair, to a vsock port of the guest. Answered when
     /// the guest accepted or refused. Half-closing the stream half-closes the connection.
     Connect { port: u32, stream: FdSlot },
+    /// Let the guest take this much memory besides what it started with, in MiB: a multiple of [`MEMORY_BLOCK_MIB`], at most
+    /// [`Machine::growth_mib`]. Answered with [`Answer::Memory`]; the guest takes it when it sees fit.
+    Memory { mib: u32 },
 }
 
 /// What the VMM sends.
@@ -89,6 +92,8 @@ pub enum Answer {
     Done,
     /// The device sits at this address and goes by this id.
     Attached { device: DeviceId, address: PciAddress },
+    /// The guest is given memory by the device at this address. The first call for memory plugs it.
+    Memory { address: PciAddress },
 }
 
 /// What happens without being asked.

@@ -12,6 +12,9 @@ pub const MIN_MEMORY_MIB: u32 = 64;
 /// Largest guest memory, in MiB (1 TiB).
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 
+/// Memory is given to a running guest in pieces of this size, in MiB.
+pub const MEMORY_BLOCK_MIB: u32 = 2;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
@@ -22,6 +25,9 @@ pub struct Machine {
     pub vcpus: u8,
     /// [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
     pub memory_mib: u32,
+    /// Memory that the guest may be given later ([`crate::Call::Memory`]), in MiB: a multiple of [`MEMORY_BLOCK_MIB`], which
+    /// with `memory_mib` is no more than [`MAX_MEMORY_MIB`]. A machine that is to be saved has none.
+    pub growth_mib: u32,
     /// Kernel parameters that the shim adds to the VMM's own.
     pub command_line: String,
     /// `/dev/kvm`.
@@ -58,6 +64,8 @@ pub struct Restore {
     pub root_image: FdSlot,
     /// Pipe for the guest kernel's log.
     pub console: FdSlot,
+    /// As in [`Machine::growth_mib`].
+    pub growth_mib: u32,
 }
 
 /// Who the VMM becomes before it touches anything of the guest.

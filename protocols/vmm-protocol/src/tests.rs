@@ -7,6 +7,7 @@ fn machine() -> Machine {
         jail: Jail { uid: 70001, gid: 70001 },
         vcpus: 2,
         memory_mib: 256,
+        growth_mib: 0,
         command_line: "quiet".into(),
         kvm: FdSlot(0),
         kernel: FdSlot(1),
@@ -22,7 +23,7 @@ fn boot_has_a_golden_encoding() {
     let request = Request { id: 1, call: Call::Boot(Box::new(machine())) };
     let golden = concat!(
         r#"{"id":1,"call":{"boot":{"version":"1.0.0","jail":{"uid":70001,"gid":70001},"vcpus":2,"#,
-        r#""memory_mib":256,"command_line":"quiet","kvm":0,"kernel":1,"root_image":2,"console":3,"debug_serial":false,"#,
+        r#""memory_mib":256,"growth_mib":0,"command_line":"quiet","kvm":0,"kernel":1,"root_image":2,"console":3,"debug_serial":false,"#,
         r#""template":false}}}"#
     );
     assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
@@ -40,11 +41,12 @@ fn restore_and_snapshot_have_golden_encodings() {
         state: FdSlot(2),
         root_image: FdSlot(3),
         console: FdSlot(4),
+        growth_mib: 384,
     };
     let request = Request { id: 1, call: Call::Restore(Box::new(restore)) };
     let golden = concat!(
         r#"{"id":1,"call":{"restore":{"version":"1.0.0","jail":{"uid":70001,"gid":70001},"#,
-        r#""vcpus":2,"kvm":0,"memory":1,"state":2,"root_image":3,"console":4}}}"#
+        r#""vcpus":2,"kvm":0,"memory":1,"state":2,"root_image":3,"console":4,"growth_mib":384}}}"#
     );
     assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
     assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);
@@ -60,6 +62,19 @@ fn attached_has_a_golden_encoding() {
     let reply = Reply { id: 7, result: Ok(Answer::Attached { device: DeviceId(3), address }) };
     let golden = r#"{"reply":{"id":7,"result":{"Ok":{"attached":{"device":3,"address":"0000:00:04.0"}}}}}"#;
     let message = Message::Reply(reply);
+    assert_eq!(String::from_utf8(encode(&message).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Message>(golden.as_bytes()).unwrap(), message);
+}
+
+#[test]
+fn memory_has_golden_encodings() {
+    let request = Request { id: 3, call: Call::Memory { mib: 256 } };
+    let golden = r#"{"id":3,"call":{"memory":{"mib":256}}}"#;
+    assert_eq!(String::from_utf8(encode(&request).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Request>(golden.as_bytes()).unwrap(), request);
+    let address = PciAddress::new(6).unwrap();
+    let message = Message::Reply(Reply { id: 3, result: Ok(Answer::Memory { address }) });
+    let golden = r#"{"reply":{"id":3,"result":{"Ok":{"memory":{"address":"0000:00:06.0"}}}}}"#;
     assert_eq!(String::from_utf8(encode(&message).unwrap()).unwrap(), golden);
     assert_eq!(decode::<Message>(golden.as_bytes()).unwrap(), message);
 }

@@ -1,10 +1,11 @@
 //! The agent's calls, each with a deadline, and its errors made safe to show.
 
 use agent_protocol::agent::{
-    ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest, CreateContainerRequest,
-    CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest, ProcessRequest, PutFilesRequest,
-    ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, TakeFileRequest,
-    TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse, prepare_volume_request,
+    AddMemoryRequest, ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest,
+    CreateContainerRequest, CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest,
+    ProcessRequest, PutFilesRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse,
+    StatsResponse, TakeFileRequest, TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
+    prepare_volume_request,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use std::time::Duration;
@@ -86,6 +87,8 @@ calls! {
     /// What was written to it is brought to its disk first.
     release_volume(VolumeRequest) -> Empty, Some(DEFAULT);
     release_device(ReleaseDeviceRequest) -> Empty, Some(Duration::from_secs(5));
+    /// Waits for what the guest's kernel has to do for it, 10 s at most.
+    add_memory(AddMemoryRequest) -> Empty, Some(DEFAULT);
     /// Has no deadline: ends with an event or with the microVM.
     next_event(Empty) -> Event, None;
     shutdown(Empty) -> Empty, Some(Duration::from_secs(2));

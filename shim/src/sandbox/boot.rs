@@ -7,6 +7,7 @@ use super::forward::Listeners;
 use super::host::{Host, SandboxDirectory, create_directories};
 use super::id::SandboxId;
 use super::lines::{self, Source};
+use super::memory::Memory;
 use super::network::{self, PodNetwork};
 use super::policy::Policy;
 use super::share::Places;
@@ -105,7 +106,8 @@ pub(super) async fn boot(
     create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
     let claim = claim(&directory, &id)?;
     match prepare_and_start(&host, &spec, config, resources).await {
-        Ok(Started { cgroup, memory_mib, vmm, agent, listeners }) => {
+        Ok(Started { cgroup, size, vmm, agent, listeners }) => {
+            let memory_mib = size.most_mib();
             let inner = Inner {
                 host,
                 _claim: claim,
@@ -115,6 +117,7 @@ pub(super) async fn boot(
                 cgroup,
                 oom_score: spec.oom_score,
                 disk_rate: spec.disk_rate.on(config),
+                memory: Memory::new(size.memory_mib, size.growth_mib),
                 memory_mib,
                 map_layers: config.map_layers,
                 policy: Policy::new(config, &spec),
@@ -145,7 +148,7 @@ pub(super) async fn boot(
 
 struct Started {
     cgroup: Cgroup,
-    memory_mib: u32,
+    size: Size,
     vmm: Vmm,
     agent: Agent,
     listeners: Option<Listeners>,
@@ -214,7 +217,7 @@ async fn start(
         None => cold(host, spec, config, resources, &cgroup, uid, size).await?,
     };
     let listeners = network::plug(&vmm, &agent, network, sysctls(spec, true).collect()).await?;
-    Ok(Started { cgroup, memory_mib: size.memory_mib, vmm, agent, listeners })
+    Ok(Started { cgroup, size, vmm, agent, listeners })
 }
 
 /// Boots a kernel.
@@ -236,7 +239,7 @@ async fn cold(
     drop::<[OwnedFd; 4]>(descriptors);
     vmm.agent_ready().await?;
     let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
-    configure(&agent, spec, size.vcpus).await?;
+    configure(&agent, spec, size).await?;
     Ok((vmm, agent))
 }
 
@@ -273,12 +276,13 @@ async fn restored(
             state: FdSlot(2),
             root_image: FdSlot(3),
             console: FdSlot(4),
+            growth_mib: size.growth_mib,
         };
         let Template { memory, state } = &template;
         let files = [&resources.kvm, memory, state, &resources.root_image].map(AsFd::as_fd);
         vmm.restore(restore, &[&files[..], &[console.as_fd()]].concat(), RESTORE).await?;
         let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
-        configure(&agent, spec, size.vcpus).await?;
+        configure(&agent, spec, size).await?;
         Ok(agent)
     };
     let result = timeout(RESTORE, restoring).await;
@@ -314,6 +318,7 @@ pub(super) fn machine(size: Size, config: &Config, uid: u32) -> Machine {
         jail: Jail { uid, gid: uid },
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
+        growth_mib: size.growth_mib,
         command_line: if config.debug { "ignore_loglevel".to_owned() } else { String::new() },
         kvm: FdSlot(0),
         kernel: FdSlot(1),
@@ -329,7 +334,7 @@ fn sysctls(spec: &SandboxSpec, of_network: bool) -> impl Iterator<Item = (String
     spec.sysctls.clone().into_iter().filter(move |(name, _)| name.starts_with("net.") == of_network)
 }
 
-async fn configure(agent: &Agent, spec: &SandboxSpec, vcpus: u8) -> Result<(), SandboxError> {
+async fn configure(agent: &Agent, spec: &SandboxSpec, size: Size) -> Result<(), SandboxError> {
     let mut entropy = vec![0; ENTROPY];
     let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
     random.map_err(SandboxError::host("read", "/dev/urandom"))?;
@@ -340,7 +345,8 @@ async fn configure(agent: &Agent, spec: &SandboxSpec, vcpus: u8) -> Result<(), S
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy,
         sysctls: sysctls(spec, false).collect(),
-        vcpus: vcpus.into(),
+        vcpus: size.vcpus.into(),
+        growth_mib: size.growth_mib,
         ..ConfigureRequest::default()
     };
     let answer = agent.configure(&request).await?;

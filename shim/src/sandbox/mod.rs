@@ -27,6 +27,7 @@ mod id;
 mod labels;
 mod layers;
 mod lines;
+mod memory;
 mod mount;
 mod mountinfo;
 mod network;
@@ -141,6 +142,8 @@ struct Inner {
     oom_score: u16,
     /// Of each disk.
     disk_rate: vmm_protocol::RateLimit,
+    memory: memory::Memory,
+    /// All that it may become.
     memory_mib: u32,
     /// The operator lets guests map image layers.
     map_layers: bool,
@@ -198,7 +201,12 @@ impl Sandbox {
         self.inner.vmm.pid()
     }
 
-    /// The guest's memory.
+    /// The guest needs more memory soon. Returns at once.
+    pub fn grow(&self) {
+        memory::grow(&self.inner);
+    }
+
+    /// What the guest's memory may become.
     pub fn memory_mib(&self) -> u32 {
         self.inner.memory_mib
     }

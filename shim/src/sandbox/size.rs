@@ -1,5 +1,6 @@
-//! How large a microVM is: the annotation's number, else what the limits need, else the node's default.
+//! How large a microVM is: the annotation's number, else what the limits need, else the node's default. It starts with a part of it.
 
+use super::memory::growth;
 use super::oci::{Linux, Spec};
 use super::spec::{SpecError, annotation};
 use bulkhead_config::Config;
@@ -44,11 +45,29 @@ enum Amount {
     ForLimits(u32),
 }
 
+/// What a machine starts with, in MiB, if its pod is as large. Smaller ones start with all that they may have.
+const START_MIB: u32 = 128;
+
 /// A machine's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
+    /// From its start.
     pub memory_mib: u32,
+    /// Later, when the guest needs it.
+    pub growth_mib: u32,
     pub vcpus: u8,
+}
+
+impl Size {
+    /// Of a machine for nobody in particular: what templates are made of.
+    pub fn smallest(config: &Config) -> Self {
+        Self { memory_mib: config.memory_mib.min(START_MIB), growth_mib: 0, vcpus: 1 }
+    }
+
+    /// All that the pod may have.
+    pub fn most_mib(self) -> u32 {
+        self.memory_mib.saturating_add(self.growth_mib)
+    }
 }
 
 /// What the node says of a pod's size.
@@ -69,10 +88,9 @@ impl Wanted {
         // Limits may be higher than what the node has.
         let most = node.memory_mib.unwrap_or(MAX_MEMORY_MIB).clamp(MIN_MEMORY_MIB, MAX_MEMORY_MIB);
         let vcpus = self.vcpus.or(u32::from(config.vcpus), node.pod_has_cpu_limit, u32::from(MAX_VCPUS));
-        Size {
-            memory_mib: self.memory_mib.or(config.memory_mib, node.pod_has_memory_limit, most),
-            vcpus: u8::try_from(vcpus).unwrap_or(MAX_VCPUS),
-        }
+        let pod_mib = self.memory_mib.or(config.memory_mib, node.pod_has_memory_limit, most);
+        let memory_mib = pod_mib.min(Size::smallest(config).memory_mib);
+        Size { memory_mib, growth_mib: growth(memory_mib, pod_mib), vcpus: u8::try_from(vcpus).unwrap_or(MAX_VCPUS) }
     }
 }
 
@@ -166,7 +184,7 @@ mod tests {
         let spec: Spec = serde_json::from_value(spec).unwrap();
         let wanted = Wanted::from_oci(&spec, &spec.linux.clone().unwrap_or_default()).unwrap();
         let size = wanted.on(node, &Config::default());
-        (size.memory_mib, size.vcpus)
+        (size.most_mib(), size.vcpus)
     }
 
     fn container(resources: &Value) -> Value {
@@ -182,6 +200,22 @@ mod tests {
     }
 
     #[test]
+    fn machines_start_small_and_those_of_small_pods_with_everything() {
+        let start = |mib: u32, config: &Config| {
+            let wanted = Wanted { memory_mib: Amount::Exactly(mib), vcpus: Amount::Default };
+            let size = wanted.on(&UNLIMITED, config);
+            (size.memory_mib, size.growth_mib)
+        };
+        let config = Config::default();
+        assert_eq!(start(512, &config), (128, 384));
+        assert_eq!(start(129, &config), (128, 2));
+        assert_eq!(start(128, &config), (128, 0));
+        assert_eq!(start(64, &config), (64, 0));
+        // A template is of the default's size at most: else it would be for no pod that says nothing.
+        assert_eq!(start(512, &Config { memory_mib: 100, ..config }), (100, 412));
+    }
+
+    #[test]
     fn an_empty_specification_gives_the_nodes_defaults() {
         assert_eq!(size(json!({}), &UNLIMITED), (512, 1));
         assert_eq!(size(json!({}), &LIMITED), (512, 1));
@@ -191,8 +225,8 @@ mod tests {
     fn the_limit_of_a_container_that_is_alone_sizes_the_machine() {
         let limits =
             container(&json!({"memory": {"limit": 100 * MIB + 1}, "cpu": {"quota": 150_000, "period": 100_000}}));
-        assert_eq!(size(limits.clone(), &UNLIMITED), (101 + 4 + 64, 2));
-        assert_eq!(size(limits, &LIMITED), (101 + 4 + 64, 2));
+        assert_eq!(size(limits.clone(), &UNLIMITED), (101 + 4 + 64 + 1, 2));
+        assert_eq!(size(limits, &LIMITED), (101 + 4 + 64 + 1, 2));
     }
 
     #[test]

@@ -28,6 +28,10 @@ pub fn watch(pod: &Arc<Pod>, vm: &Arc<dyn MicroVm>) {
                     vm.carry(&connection);
                     BRIEF
                 }
+                Some(Kind::MemoryWanted(_)) => {
+                    vm.grow();
+                    PAUSE
+                }
                 _ => PAUSE,
             };
             sleep(pause).await;

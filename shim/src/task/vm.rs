@@ -29,6 +29,7 @@ pub trait MicroVm: Debug + Send + Sync {
     async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError>;
     async fn take_back(&self, container: &Identifier);
     fn carry(&self, connection: &SocketConnection);
+    fn grow(&self);
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError>;
     fn kill(&self, reason: &str);
     async fn destroy(&self);
@@ -81,6 +82,10 @@ impl MicroVm for Sandbox {
 
     fn carry(&self, connection: &SocketConnection) {
         self.carry(connection);
+    }
+
+    fn grow(&self) {
+        self.grow();
     }
 
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {

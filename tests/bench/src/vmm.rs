@@ -92,6 +92,7 @@ impl Vmm {
             jail: JAIL,
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
+            growth_mib: 0,
             command_line: size.command_line.to_owned(),
             kvm: FdSlot(0),
             kernel: FdSlot(1),
@@ -120,6 +121,7 @@ impl Vmm {
             state: FdSlot(2),
             root_image: FdSlot(3),
             console: FdSlot(4),
+            growth_mib: 0,
         };
         let descriptors = [kvm.as_fd(), memory.as_fd(), state.as_fd(), root_image.as_fd(), console.as_fd()];
         vmm.send(Call::Restore(Box::new(restore)), &descriptors)?;

@@ -9,7 +9,7 @@ use kvm_ioctls::Kvm;
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, VERSION};
+use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MEMORY_BLOCK_MIB, MIN_MEMORY_MIB, VERSION};
 
 /// The KVM interface that this is written for; it has never changed.
 const KVM_API: i32 = 12;
@@ -22,6 +22,10 @@ pub enum BootError {
     Vcpus(u8),
     #[error("machine has {0} MiB of memory; {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} are possible")]
     Memory(u32),
+    #[error(
+        "machine cannot grow by {0} MiB: whole blocks of {MEMORY_BLOCK_MIB} are possible, {MAX_MEMORY_MIB} in all, for no template"
+    )]
+    Growth(u32),
     #[error(transparent)]
     Descriptor(#[from] ChannelError),
     #[error("the descriptor for KVM is something else")]
@@ -78,6 +82,7 @@ pub fn restore(request: &vmm_protocol::Restore, mut descriptors: Descriptors) ->
         memory: File::from(descriptors.take(request.memory)?),
         root_image: File::from(descriptors.take(request.root_image)?),
         console: descriptors.take(request.console)?,
+        growth_mib: request.growth_mib,
     };
     drop(descriptors);
 
@@ -87,6 +92,7 @@ pub fn restore(request: &vmm_protocol::Restore, mut descriptors: Descriptors) ->
     }
     let content = machine::read_state(&state)?;
     drop(state);
+    check_growth(content.memory_mib, request.growth_mib)?;
     let mut machine = Machine::restore(&content, request.vcpus, resources)?;
     machine.run().map_err(BootError::Vcpu)?;
     // Last, as in `boot`. Devices have started already: their threads have filters of their own.
@@ -104,6 +110,11 @@ fn check_version(version: &str) -> Result<(), BootError> {
     if version == VERSION { Ok(()) } else { Err(BootError::Version(version.to_owned())) }
 }
 
+fn check_growth(memory_mib: u32, growth_mib: u32) -> Result<(), BootError> {
+    let fits = memory_mib.checked_add(growth_mib).is_some_and(|most| most <= MAX_MEMORY_MIB);
+    if fits && growth_mib.is_multiple_of(MEMORY_BLOCK_MIB) { Ok(()) } else { Err(BootError::Growth(growth_mib)) }
+}
+
 fn validate(request: &vmm_protocol::Machine) -> Result<Description, BootError> {
     check_version(&request.version)?;
     if !(1..=MAX_VCPUS).contains(&request.vcpus) {
@@ -112,9 +123,14 @@ fn validate(request: &vmm_protocol::Machine) -> Result<Description, BootError> {
     if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&request.memory_mib) {
         return Err(BootError::Memory(request.memory_mib));
     }
+    check_growth(request.memory_mib, request.growth_mib)?;
+    if request.template && request.growth_mib != 0 {
+        return Err(BootError::Growth(request.growth_mib));
+    }
     Ok(Description {
         vcpus: request.vcpus,
         memory_mib: request.memory_mib,
+        growth_mib: request.growth_mib,
         command_line: request.command_line.clone(),
         debug_serial: request.debug_serial,
     })
@@ -131,6 +147,7 @@ mod tests {
             jail: Jail { uid: 70001, gid: 70001 },
             vcpus: 1,
             memory_mib: 128,
+            growth_mib: 0,
             command_line: String::new(),
             kvm: FdSlot(0),
             kernel: FdSlot(1),
@@ -150,6 +167,21 @@ mod tests {
         for memory_mib in [0, MIN_MEMORY_MIB - 1, MAX_MEMORY_MIB + 1, u32::MAX] {
             let machine = vmm_protocol::Machine { memory_mib, ..request() };
             assert!(matches!(validate(&machine), Err(BootError::Memory(_))));
+        }
+    }
+
+    #[test]
+    fn growth_is_whole_blocks_up_to_the_largest_machine() {
+        for (growth_mib, template, fits) in [
+            (384, false, true),
+            (MAX_MEMORY_MIB - 128, false, true),
+            (MAX_MEMORY_MIB, false, false),
+            (u32::MAX - 1, false, false),
+            (3, false, false),
+            (384, true, false),
+        ] {
+            let machine = vmm_protocol::Machine { growth_mib, template, ..request() };
+            assert_eq!(validate(&machine).is_ok(), fits, "{growth_mib}");
         }
     }
 

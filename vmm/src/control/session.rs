@@ -170,6 +170,9 @@ impl<S: AsFd> Session<S> {
                 }
                 None => Err(format!("no device {} is attached", device.0)),
             },
+            Call::Memory { mib } => {
+                self.machine.grow(mib).map(|address| Answer::Memory { address }).map_err(|error| sentence(&error))
+            }
             Call::Connect { port, stream } => match { descriptors }.take(stream) {
                 Ok(stream) => {
                     let answers = Arc::clone(&self.answers);

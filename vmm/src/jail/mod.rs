@@ -56,6 +56,7 @@ pub enum ThreadKind {
     Block,
     Console,
     Fs,
+    Memory,
     Net,
     Pmem,
     /// Waits for the end of a removed device.
@@ -65,13 +66,14 @@ pub enum ThreadKind {
 }
 
 impl ThreadKind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Main,
         Self::Vcpu,
         Self::Balloon,
         Self::Block,
         Self::Console,
         Self::Fs,
+        Self::Memory,
         Self::Net,
         Self::Pmem,
         Self::Reaper,
@@ -88,6 +90,7 @@ impl ThreadKind {
             Self::Block => "block",
             Self::Console => "console",
             Self::Fs => "fs",
+            Self::Memory => "memory",
             Self::Net => "net",
             Self::Pmem => "pmem",
             Self::Reaper => "reaper",

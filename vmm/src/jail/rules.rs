@@ -159,9 +159,12 @@ pub fn of(kind: ThreadKind) -> impl Iterator<Item = &'static Rule> {
         ThreadKind::Net => &[EVERY_THREAD, EVENT_LOOP, NET],
         ThreadKind::Vsock => &[EVERY_THREAD, EVENT_LOOP, VSOCK],
         ThreadKind::Reaper => &[EVERY_THREAD],
-        ThreadKind::Balloon | ThreadKind::Console | ThreadKind::Fs | ThreadKind::Pmem | ThreadKind::Rng => {
-            &[EVERY_THREAD, EVENT_LOOP]
-        }
+        ThreadKind::Balloon
+        | ThreadKind::Console
+        | ThreadKind::Fs
+        | ThreadKind::Memory
+        | ThreadKind::Pmem
+        | ThreadKind::Rng => &[EVERY_THREAD, EVENT_LOOP],
     };
     lists.iter().copied().flatten()
 }

@@ -25,9 +25,9 @@ pub enum MemoryError {
     MapImage(#[source] io::Error),
     #[error("an image of {0} bytes cannot be mapped")]
     ImageLength(u64),
-    #[error("cannot reserve addresses for images")]
+    #[error("cannot reserve addresses of the guest")]
     Reserve(#[source] MmapRegionError),
-    #[error("addresses for images are taken")]
+    #[error("addresses of the guest are taken")]
     Overlap(#[source] GuestRegionCollectionError),
     #[error("there is no room for an image of {0} bytes among the guest's addresses")]
     NoRoom(u64),
@@ -42,6 +42,20 @@ pub fn guest_memory(ram: &[Range<u64>]) -> Result<GuestMemory, MemoryError> {
     let ranges: Vec<_> =
         ram.iter().map(|range| (GuestAddress(range.start), (range.end - range.start) as usize)).collect();
     GuestMemoryMmap::from_ranges(&ranges).map(Arc::new).map_err(|error| MemoryError::Map(size >> 20, error))
+}
+
+/// RAM with memory that the guest is given later. Until the guest touches it, it costs the host addresses alone.
+pub fn and_growth(ram: GuestMemory, guest: &Range<u64>) -> Result<GuestMemory, MemoryError> {
+    let bytes = guest.end - guest.start;
+    if bytes == 0 {
+        return Ok(ram);
+    }
+    let length = usize::try_from(bytes).map_err(|_| MemoryError::ImageLength(bytes))?;
+    let builder =
+        MmapRegionBuilder::new(length).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).with_mmap_flags(EMPTY);
+    let reserved = builder.build().map_err(MemoryError::Reserve)?;
+    let region = GuestRegionMmap::new(reserved, GuestAddress(guest.start)).ok_or(MemoryError::ImageLength(bytes))?;
+    ram.insert_region(Arc::new(region)).map(Arc::new).map_err(MemoryError::Overlap)
 }
 
 /// Guest memory for images, reserved in this process from the start, so that devices can send what lies there whenever it comes.
@@ -102,7 +116,7 @@ impl Window {
     }
 }
 
-/// Anonymous pages that are never written, so they are no commitment.
+/// Anonymous pages that are no commitment: images' are never written, and memory that comes later is the cgroup's concern.
 const EMPTY: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Bytes of guest memory for an image of `length` bytes.

@@ -2,6 +2,7 @@
 
 mod devices;
 mod exits;
+mod growth;
 mod interrupts;
 mod kernel;
 mod latch;
@@ -28,6 +29,8 @@ use crate::virtio::failure::Failures;
 use crate::virtio::transport::{Attention, VirtioFunction};
 use crate::virtio::vsock::Connector;
 pub(crate) use exits::Exits;
+pub use growth::GrowError;
+use growth::Growth;
 use interrupts::{Interrupts, KvmDoorbells};
 use kvm_ioctls::{VcpuFd, VmFd};
 #[cfg(test)]
@@ -45,6 +48,8 @@ use vmm_sys_util::eventfd::EventFd;
 pub struct Machine {
     /// As devices see it: images can only be read.
     memory: GuestMemory,
+    /// What the guest may be given later.
+    growth: Growth,
     bus: Arc<Bus>,
     attention: Arc<Attention>,
     interrupts: Interrupts,
@@ -173,7 +178,7 @@ impl Machine {
 
     fn free_slot(&self) -> Option<u8> {
         (devices::FIRST_FREE_SLOT..)
-            .take_while(|slot| usize::from(*slot) < SLOTS)
+            .take_while(|slot| usize::from(*slot) < SLOTS && !(*slot == growth::SLOT && self.growth.may_come()))
             .find(|slot| !self.functions.contains_key(slot))
     }
 

@@ -40,8 +40,8 @@ struct Region {
 
 impl Regions {
     /// `first_slot` and all that follow are free.
-    pub fn new(vm: Vm, ram: &[Range<u64>], first_slot: u32) -> Result<Self, MemoryError> {
-        let window = Window::new(&layout::images(ram))?;
+    pub fn new(vm: Vm, addresses: &Range<u64>, first_slot: u32) -> Result<Self, MemoryError> {
+        let window = Window::new(addresses)?;
         Ok(Self { vm, window, first_slot, regions: Vec::new(), addresses: Arc::default() })
     }
 

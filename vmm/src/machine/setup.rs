@@ -2,6 +2,7 @@
 
 use super::devices;
 use super::exits::Exits;
+use super::growth::Growth;
 use super::interrupts::{Interrupts, KvmDoorbells};
 use super::kernel::{self, Kernel, KernelError};
 use super::latch::AddressLatch;
@@ -48,6 +49,8 @@ const ROOT_ALIGNMENT: u64 = 2 << 20;
 pub struct Description {
     pub vcpus: u8,
     pub memory_mib: u32,
+    /// What may come later: whole blocks.
+    pub growth_mib: u32,
     /// Added to the VMM's own.
     pub command_line: String,
     pub debug_serial: bool,
@@ -68,8 +71,9 @@ pub struct Resources {
 pub(super) struct Parts {
     pub vm: Vm,
     pub vcpus: Vec<VcpuFd>,
-    /// RAM alone.
+    /// RAM, also that which comes later.
     pub memory: GuestMemory,
+    pub growth: Growth,
     pub regions: Regions,
     /// Where the root image is.
     pub root_image: Range<u64>,
@@ -113,12 +117,13 @@ impl Machine {
     /// Builds a machine that is ready to run.
     pub fn new(description: &Description, resources: Resources) -> Result<Self, MachineError> {
         let ram = layout::ram(u64::from(description.memory_mib) << 20);
-        let memory = memory::guest_memory(&ram)?;
+        let growth = Growth::new(&ram, description.growth_mib);
+        let memory = memory::and_growth(memory::guest_memory(&ram)?, growth.addresses())?;
         let root_length = root_length(&resources.root_image)?;
         let kernel = load_guest(description, &resources.kernel, &ram, &memory)?;
 
         let vm = create_vm(&resources.kvm)?;
-        let mut regions = Regions::new(Arc::clone(&vm), &ram, memory::give_ram(&vm, &memory)?)?;
+        let mut regions = Regions::new(Arc::clone(&vm), &growth.images(&ram), memory::give_ram(&vm, &memory)?)?;
         let root_image = regions.add(&[(&resources.root_image, 0..root_length)])?;
         let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, kernel.entry)?;
         kernel.written.iter().for_each(|range| prefault::map(&vcpus[0], range));
@@ -127,6 +132,7 @@ impl Machine {
             vm,
             vcpus,
             memory,
+            growth,
             regions,
             root_image,
             console: resources.console,
@@ -137,7 +143,7 @@ impl Machine {
 
     /// Adds bus and devices.
     pub(super) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { vm, vcpus, memory, regions, root_image, console, debug_serial, processors } = parts;
+        let Parts { vm, vcpus, memory, growth, regions, root_image, console, debug_serial, processors } = parts;
         let serial = if debug_serial {
             let log = console.try_clone().map_err(MachineError::Events)?;
             Some(DebugSerial::new(log).map_err(MachineError::Events)?)
@@ -153,6 +159,7 @@ impl Machine {
 
         let mut machine = Self {
             memory: regions.and_ram(&memory)?,
+            growth,
             bus,
             attention: Arc::new(Attention::new().map_err(MachineError::Events)?),
             interrupts: Interrupts::new(Arc::clone(&vm)),
@@ -261,7 +268,7 @@ mod tests {
     use super::*;
 
     fn description(command_line: &str) -> Description {
-        Description { vcpus: 1, memory_mib: 64, command_line: command_line.into(), debug_serial: false }
+        Description { vcpus: 1, memory_mib: 64, growth_mib: 0, command_line: command_line.into(), debug_serial: false }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!
 //! Devices stop before vCPUs are read, since their last interrupts go into local APICs. A machine that was saved is spent.
 
+use super::growth::Growth;
 use super::setup::{MachineError, Parts, create_vm, new_vcpu, root_length, supported_cpuid};
 use super::{AttachError, Machine, Vm, memory};
 use crate::machine::regions::Regions;
@@ -79,6 +80,8 @@ pub struct RestoreResources {
     pub root_image: File,
     /// Write end of a pipe; becomes non-blocking.
     pub console: OwnedFd,
+    /// What may come later, whole blocks, in MiB.
+    pub growth_mib: u32,
 }
 
 /// Reads a state file, which may be anything.
@@ -146,11 +149,14 @@ impl Machine {
         memory_file::map(&memory, &resources.memory, &state.extents)?;
         // The mapping holds it.
         drop(resources.memory);
+        let growth = Growth::new(&ram, resources.growth_mib);
+        let memory = memory::and_growth(memory, growth.addresses()).map_err(MachineError::from)?;
         let root_length = root_length(&resources.root_image)?;
 
         let vm = create_vm(&resources.kvm)?;
         let first_slot = memory::give_ram(&vm, &memory).map_err(MachineError::from)?;
-        let mut regions = Regions::new(Arc::clone(&vm), &ram, first_slot).map_err(MachineError::from)?;
+        let mut regions =
+            Regions::new(Arc::clone(&vm), &growth.images(&ram), first_slot).map_err(MachineError::from)?;
         let root_image = regions.add(&[(&resources.root_image, 0..root_length)]).map_err(MachineError::from)?;
         if root_image != state.root_image {
             return Err(SnapshotError::RootImage);
@@ -160,6 +166,7 @@ impl Machine {
             vm: Arc::clone(&vm),
             vcpus,
             memory,
+            growth,
             regions,
             root_image,
             console: resources.console,

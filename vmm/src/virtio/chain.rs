@@ -93,7 +93,8 @@ impl Chain {
 
 /// Whether devices may write to a range of guest memory. Images can only be read: a write would end this process.
 pub fn can_be_written(memory: &Memory, start: GuestAddress, length: usize) -> bool {
-    // Images lie behind all RAM, so that nothing between two addresses of RAM is one.
+    // Images lie between RAM and what it grows by, in a window that is longer than any range of a descriptor, so that nothing
+    // between two addresses of RAM is one.
     let last = start.0.saturating_add(length.saturating_sub(1) as u64);
     [start, GuestAddress(last)].into_iter().all(|address| {
         let region = vm_memory::GuestMemoryBackend::find_region(memory, address);

@@ -14,6 +14,10 @@ use std::path::PathBuf;
 use tokio::time::Instant;
 use vmm_protocol::{Device, FdSlot, MAX_PARTS, part_offsets};
 
+/// Layers that are mapped may be so many times what the guest has started with: their page structures, a 64th of them, are
+/// there at once, before memory can come.
+const MAPPED: u32 = 8;
+
 impl Inner {
     /// Attaches what an overlay consists of. `None`: the node has to mount it.
     pub(super) async fn attach_overlay(
@@ -97,7 +101,7 @@ impl Inner {
             }
         }
         let pod = Pod {
-            memory: u64::from(self.memory_mib) << 20,
+            memory: u64::from(self.memory_mib.min(self.memory.started_mib().saturating_mul(MAPPED))) << 20,
             mapped: registry.mapped(),
             rate: self.disk_rate,
             may_map: self.map_layers,

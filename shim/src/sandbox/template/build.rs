@@ -53,8 +53,8 @@ pub(in crate::sandbox) async fn build(host: Host, config: &Config) -> Result<(),
 async fn make(host: &Host, spec: &SandboxSpec, config: &Config, resources: &Resources) -> Result<(), SandboxError> {
     let directory = host.templates();
     let inputs = Inputs { kernel: &resources.kernel, root_image: &resources.root_image };
-    let made =
-        Made::now(host, inputs, config.memory_mib).map_err(SandboxError::host("inspect", &host.vmm().display()))?;
+    let made = Made::now(host, inputs, Size::smallest(config).memory_mib)
+        .map_err(SandboxError::host("inspect", &host.vmm().display()))?;
     let number = next_number(&directory).map_err(SandboxError::host("prepare", &directory.display()))?;
     let place = directory.join(number.to_string());
     create_directories(&place, 0o700).map_err(SandboxError::host("create", &place.display()))?;
@@ -97,7 +97,7 @@ async fn save(
     let (console, console_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
     lines::forward(console, Source::Console { debug: false })?;
-    let size = Size { memory_mib: config.memory_mib, vcpus: PROCESSORS };
+    let size = Size { vcpus: PROCESSORS, ..Size::smallest(config) };
     let machine = Machine {
         template: true,
         debug_serial: false,

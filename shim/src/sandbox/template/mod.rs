@@ -1,4 +1,4 @@
-//! A template: a booted, tenant-free machine that pods of the usual size are made from.
+//! A template: a booted, tenant-free machine that pods are made from, with the memory that they start with.
 //!
 //! ```text
 //! /var/lib/bulkhead/templates/current.json     which one is valid, and for which files; written last
@@ -151,7 +151,7 @@ pub(super) fn open(host: &Host, inputs: Inputs<'_>, size: Size, config: &Config)
     Ok(Some(Template { memory: file(MEMORY, record.memory)?, state: file(STATE, record.state)? }))
 }
 
-/// Whether there is one for pods of the default size.
+/// Whether there is one.
 pub(super) fn exists(host: &Host, config: &Config) -> Result<bool, SandboxError> {
     Ok(matches!(of_default_size(host, config)?, Ok(Some(_))))
 }
@@ -176,7 +176,7 @@ pub(super) fn check(host: &Host, config: &Config) -> Result<String, SandboxError
 fn of_default_size(host: &Host, config: &Config) -> Result<Result<Option<Template>, Unusable>, SandboxError> {
     let resources = Resources::open(host)?;
     let inputs = Inputs { kernel: &resources.kernel, root_image: &resources.root_image };
-    let size = Size { memory_mib: config.memory_mib, vcpus: 1 };
+    let size = Size::smallest(config);
     let config = Config { debug: false, templates: true, ..config.clone() };
     Ok(open(host, inputs, size, &config))
 }

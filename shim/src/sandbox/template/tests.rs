@@ -7,7 +7,7 @@ struct Node {
     root_image: File,
 }
 
-const SIZE: Size = Size { memory_mib: 512, vcpus: 1 };
+const SIZE: Size = Size { memory_mib: 128, growth_mib: 384, vcpus: 1 };
 
 impl Node {
     /// A node with a template of [`SIZE`].
@@ -56,7 +56,7 @@ fn a_template_is_for_one_size_of_memory_and_can_be_switched_off() {
     let node = Node::new();
     assert_eq!(node.opens(), Ok(true));
     assert!(node.open(Size { vcpus: PROCESSORS, ..SIZE }, &Config::default()).unwrap().is_some());
-    for size in [Size { vcpus: PROCESSORS + 1, ..SIZE }, Size { memory_mib: 513, ..SIZE }] {
+    for size in [Size { vcpus: PROCESSORS + 1, ..SIZE }, Size { memory_mib: 129, ..SIZE }] {
         assert!(node.open(size, &Config::default()).unwrap().is_none());
     }
     for config in [Config { templates: false, ..Config::default() }, Config { debug: true, ..Config::default() }] {

@@ -107,13 +107,25 @@ impl Vmm {
                 self.names.insert(device, name);
                 Ok((device, address))
             }
-            Answer::Done => Err(SandboxError::Refused { operation, reason: "its answer names no device".to_owned() }),
+            _ => Err(SandboxError::Refused { operation, reason: "its answer names no device".to_owned() }),
         }
     }
 
     pub async fn detach(&self, device: DeviceId) -> Result<(), SandboxError> {
         self.names.remove(device);
         self.call("detach a device", Call::Detach { device }, &[], DEFAULT).await.map(drop)
+    }
+
+    /// Lets the guest have this much memory besides what it started with. Answers which device has it.
+    pub async fn grow(&self, mib: u32) -> Result<PciAddress, SandboxError> {
+        const OPERATION: &str = "give the guest memory";
+        match self.call(OPERATION, Call::Memory { mib }, &[], DEFAULT).await? {
+            Answer::Memory { address } => Ok(address),
+            _ => Err(SandboxError::Refused {
+                operation: OPERATION.to_owned(),
+                reason: "its answer names no device".to_owned(),
+            }),
+        }
     }
 
     /// Connects to a vsock port of the guest.

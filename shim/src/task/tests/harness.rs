@@ -258,6 +258,10 @@ impl MicroVm for FakeVm {
         self.guest.calls.lock().unwrap().push(format!("carry {}", connection.volume));
     }
 
+    fn grow(&self) {
+        self.guest.calls.lock().unwrap().push("grow".to_owned());
+    }
+
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
         self.guest.calls.lock().unwrap().push(format!("detach {container}"));
         Ok(())

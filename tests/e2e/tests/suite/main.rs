@@ -19,6 +19,7 @@ mod hot_plug;
 mod isolation;
 mod layers;
 mod lifecycle;
+mod memory;
 mod network;
 mod network_bad_input;
 mod network_forward;

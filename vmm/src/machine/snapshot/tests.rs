@@ -72,7 +72,8 @@ fn saved() -> Option<Saved> {
 /// Of a guest that was told of so many processors, and runs on the first.
 fn saved_for(vcpus: u8) -> Option<Saved> {
     let kvm = open_kvm()?;
-    let description = Description { vcpus, memory_mib: 64, command_line: String::new(), debug_serial: false };
+    let description =
+        Description { vcpus, memory_mib: 64, growth_mib: 0, command_line: String::new(), debug_serial: false };
     let resources = Resources { kvm, kernel: kernel(), root_image: image(2 * MIB), console: console() };
     let mut machine = Machine::new(&description, resources).unwrap();
     machine.run_as_template(open_kvm()?, description.memory_mib).unwrap();
@@ -88,10 +89,34 @@ fn restore(saved: &Saved, root_image: File) -> Result<Machine, SnapshotError> {
 }
 
 fn restore_with(saved: &Saved, vcpus: u8, root_image: File) -> Result<Machine, SnapshotError> {
+    restore_to_grow(saved, vcpus, root_image, 0)
+}
+
+fn restore_to_grow(saved: &Saved, vcpus: u8, root_image: File, growth_mib: u32) -> Result<Machine, SnapshotError> {
     let kvm = open_kvm().unwrap();
     let memory = saved.memory.try_clone().unwrap();
-    let resources = RestoreResources { kvm, memory, root_image, console: console() };
+    let resources = RestoreResources { kvm, memory, root_image, console: console(), growth_mib };
     Machine::restore(&read_state(&saved.state)?, vcpus, resources)
+}
+
+#[test]
+fn a_restored_machine_grows_by_what_its_template_knows_nothing_of() {
+    let Some(saved) = saved() else { return };
+    let mut machine = restore_to_grow(&saved, 1, image(2 * MIB), 8 << 10).unwrap();
+    let region = machine.growth.addresses().clone();
+    machine.memory.write_obj(7_u8, GuestAddress(region.end - 1)).unwrap();
+    assert!(machine.memory.write_obj(7_u8, GuestAddress(region.end)).is_err());
+    for mib in [0, 3, (8 << 10) + 2, u32::MAX - 1] {
+        assert!(machine.grow(mib).is_err(), "{mib}");
+    }
+    // A machine without free slots has one for this.
+    while let Some(slot) = machine.free_slot() {
+        machine.insert(slot, Box::new(crate::virtio::rng::Rng::new())).unwrap();
+    }
+    for mib in [2, 8 << 10, 128] {
+        assert_eq!(machine.grow(mib).unwrap().to_string(), "0000:00:1f.0");
+    }
+    assert!(restore(&saved, image(2 * MIB)).unwrap().grow(2).is_err(), "it is not to grow");
 }
 
 #[test]
@@ -133,8 +158,13 @@ fn another_root_image_or_processor_is_refused() {
     let mut state = read_state(&saved.state).unwrap();
     state.vcpu.cpuid[0].eax ^= 1;
     let memory = saved.memory.try_clone().unwrap();
-    let resources =
-        RestoreResources { kvm: open_kvm().unwrap(), memory, root_image: image(2 * MIB), console: console() };
+    let resources = RestoreResources {
+        kvm: open_kvm().unwrap(),
+        memory,
+        root_image: image(2 * MIB),
+        console: console(),
+        growth_mib: 0,
+    };
     let error = Machine::restore(&state, 1, resources).unwrap_err();
     assert!(matches!(error, SnapshotError::Vcpu(VcpuError::Processor)), "{error}");
 }
@@ -152,8 +182,13 @@ fn functions_that_are_missing_or_doubled_are_refused() {
         let mut state = read_state(&saved.state).unwrap();
         damage(&mut state);
         let memory = saved.memory.try_clone().unwrap();
-        let resources =
-            RestoreResources { kvm: open_kvm().unwrap(), memory, root_image: image(2 * MIB), console: console() };
+        let resources = RestoreResources {
+            kvm: open_kvm().unwrap(),
+            memory,
+            root_image: image(2 * MIB),
+            console: console(),
+            growth_mib: 0,
+        };
         assert!(Machine::restore(&state, 1, resources).is_err());
     }
 }
@@ -169,7 +204,8 @@ fn a_file_that_is_no_state_is_refused() {
 #[test]
 fn a_machine_that_is_no_template_is_not_saved() {
     let Some(kvm) = open_kvm() else { return };
-    let description = Description { vcpus: 1, memory_mib: 64, command_line: String::new(), debug_serial: false };
+    let description =
+        Description { vcpus: 1, memory_mib: 64, growth_mib: 0, command_line: String::new(), debug_serial: false };
     let resources = Resources { kvm, kernel: kernel(), root_image: image(2 * MIB), console: console() };
     let mut machine = Machine::new(&description, resources).unwrap();
     let file = tempfile::tempfile().unwrap();

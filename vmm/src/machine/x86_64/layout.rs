@@ -6,6 +6,7 @@
 //!  3 GiB ──────── PCI windows (nothing else from here to 4 GiB but the interrupt controllers)
 //!  4 GiB ──────── the rest of RAM
 //!  next GiB ───── images, read-only, each at a GiB: the guest's root, and what is attached later
+//!  next GiB ───── memory that the guest is given later
 //! ```
 
 use crate::pci::{MMIO_WINDOW, SLOTS};
@@ -45,12 +46,18 @@ pub fn ram(size: u64) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Addresses for images: the shim attaches no more than RAM, each of at most [`SLOTS`] wastes less than a GiB, and what goes
-/// leaves holes.
-pub fn images(ram: &[Range<u64>]) -> Range<u64> {
+/// Addresses for images: the shim attaches no more than RAM with its growth, each of at most [`SLOTS`] wastes less than a GiB,
+/// and what goes leaves holes. Where they begin does not depend on the growth, of which a template knows nothing.
+pub fn images(ram: &[Range<u64>], growth: u64) -> Range<u64> {
     let start = ram.last().map_or(0, |range| range.end).max(ABOVE_HOLE).next_multiple_of(GIB);
-    let size: u64 = ram.iter().map(|range| range.end - range.start).sum();
+    let size = ram.iter().map(|range| range.end - range.start).sum::<u64>() + growth;
     start..start + 2 * (size.next_multiple_of(GIB) + SLOTS as u64 * GIB)
+}
+
+/// Addresses for `size` bytes of memory that come later.
+pub fn growth(ram: &[Range<u64>], size: u64) -> Range<u64> {
+    let start = images(ram, size).end;
+    start..start + size
 }
 
 /// The lowest place for `size` bytes that no image of `taken` has.
@@ -77,7 +84,18 @@ mod tests {
             let ranges = ram(size);
             assert_eq!((ranges.len(), &ranges[0]), (1, &(0..size)));
         }
-        assert_eq!(images(&ram(64 << 20)), 4 * GIB..70 * GIB);
+        assert_eq!(images(&ram(64 << 20), 0), 4 * GIB..70 * GIB);
+    }
+
+    #[test]
+    fn what_grows_lies_behind_the_images_and_does_not_move_them() {
+        let ranges = ram(128 << 20);
+        for size in [2 << 20, 384 << 20, 64 * GIB] {
+            let (images, growth) = (images(&ranges, size), growth(&ranges, size));
+            assert_eq!(images.start, 4 * GIB);
+            assert_eq!((growth.start, growth.end), (images.end, images.end + size));
+            assert!(growth.start.is_multiple_of(GIB));
+        }
     }
 
     #[test]
@@ -99,6 +117,6 @@ mod tests {
     fn the_rest_goes_above_four_gib() {
         let ranges = ram(5 * GIB + (1 << 20));
         assert_eq!(ranges, [0..3 * GIB, 4 * GIB..6 * GIB + (1 << 20)]);
-        assert_eq!(images(&ranges).start, 7 * GIB);
+        assert_eq!(images(&ranges, 0).start, 7 * GIB);
     }
 }
