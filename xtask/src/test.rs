@@ -24,7 +24,7 @@ pub struct Options {
     /// Leaves out formatting, lints, policy and unit tests.
     #[arg(long)]
     skip_unit: bool,
-    /// Has every pod boot, instead of making those of the default size from the node's template.
+    /// Has every pod boot, instead of making them from the node's template.
     #[arg(long)]
     without_templates: bool,
 }
