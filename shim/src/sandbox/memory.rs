@@ -6,6 +6,7 @@
 use super::{Inner, SandboxError};
 use agent_protocol::agent::AddMemoryRequest;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Mutex;
 use vmm_protocol::MEMORY_BLOCK_MIB;
 
@@ -19,6 +20,8 @@ pub(super) struct Memory {
     growth_mib: u32,
     /// Besides what it has started with. Held while the guest takes what it is given.
     given: Mutex<Given>,
+    /// Somebody waits for the next piece.
+    waited_for: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -29,7 +32,7 @@ struct Given {
 
 impl Memory {
     pub fn new(started_mib: u32, growth_mib: u32) -> Self {
-        Self { started_mib, growth_mib, given: Mutex::default() }
+        Self { started_mib, growth_mib, given: Mutex::default(), waited_for: AtomicBool::new(false) }
     }
 
     /// What the guest has from the start.
@@ -45,11 +48,15 @@ impl Memory {
     }
 }
 
-/// Gives a guest the next piece, in the background. One that has everything, or waits for a piece, gets nothing.
+/// Gives a guest the next piece, in the background. While it takes one it may ask for another, and no more.
 pub(super) fn grow(inner: &Arc<Inner>) {
+    if inner.memory.waited_for.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let inner = Arc::clone(inner);
     tokio::spawn(async move {
-        let Ok(mut given) = inner.memory.given.try_lock() else { return };
+        let mut given = inner.memory.given.lock().await;
+        inner.memory.waited_for.store(false, Ordering::Release);
         let Some(mib) = inner.memory.next(given.mib).filter(|_| !given.failed) else { return };
         match give(&inner, mib).await {
             Ok(()) => {
