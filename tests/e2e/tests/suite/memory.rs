@@ -16,6 +16,13 @@ fn pod() -> Container {
     Container::new(BUSYBOX, "overlayfs").argument("--annotation").argument(&size)
 }
 
+const CGROUP: [&str; 2] = ["--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro"];
+
+/// Whose containers see their own limits, as pods of kubelet's do.
+fn pod_with_cgroup() -> Container {
+    CGROUP.iter().fold(pod(), |container, argument| container.argument(argument))
+}
+
 /// Of the guest, in MiB.
 fn total(container: &Running) -> u64 {
     let kib = container.shell("awk '/MemTotal/ { print $2 }' /proc/meminfo").stdout();
@@ -68,7 +75,7 @@ fn whoever_wants_more_than_the_pod_may_have_is_killed() {
 
 #[test]
 fn a_container_ends_at_its_own_limit_however_much_the_pod_has() {
-    let container = pod().argument("--memory-limit").argument("209715200").command(&FOREVER).start();
+    let container = pod_with_cgroup().argument("--memory-limit").argument("209715200").command(&FOREVER).start();
     assert_eq!(container.shell("tail /dev/zero").code, 137);
     let has = total(&container);
     assert!(has < 400, "{has} MiB for a limit of 200");
@@ -79,7 +86,7 @@ fn a_container_ends_at_its_own_limit_however_much_the_pod_has() {
 #[test]
 fn programs_see_what_the_pod_may_have() {
     let tmpfs = "type=tmpfs,src=tmpfs,dst=/scratch,options=rw";
-    let container = pod().argument("--mount").argument(tmpfs).command(&FOREVER).start();
+    let container = pod_with_cgroup().argument("--mount").argument(tmpfs).command(&FOREVER).start();
     let limit = container.shell("cat /sys/fs/cgroup/memory.max").stdout();
     let mib = limit.trim().parse::<u64>().expect("a limit") >> 20;
     assert!((POD - SMALL..POD).contains(&mib), "{mib} MiB");
