@@ -166,7 +166,7 @@ pub(super) fn check(host: &Host, config: &Config) -> Result<String, SandboxError
     let digest = digest(&template.memory).map_err(SandboxError::host("read", &host.templates().display()))?;
     match record {
         Some(record) if record.memory_digest == digest => Ok(format!(
-            "pods with {} MiB of memory and up to {} vCPUs start from it",
+            "pods with {} MiB of memory or more and up to {} vCPUs start from it",
             record.made.memory_mib, record.made.processors
         )),
         _ => Err(damaged(Unusable::Changed(host.templates().join(MEMORY)))),

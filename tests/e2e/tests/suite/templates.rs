@@ -183,7 +183,11 @@ fn check_reads_all_of_the_template() {
         return;
     }
     let check = || e2e::try_run(&["/opt/bulkhead/bin/bulkhead", "check"]).stdout();
-    assert!(check().contains("template: pods with 512 MiB of memory and up to 4 vCPUs start from it"), "{}", check());
+    assert!(
+        check().contains("template: pods with 128 MiB of memory or more and up to 4 vCPUs start from it"),
+        "{}",
+        check()
+    );
     let memory = Kept::new(template().join("memory"));
     assert!(check().contains("is not what was recorded"), "{}", check());
     drop(memory);
