@@ -49,6 +49,8 @@ pub struct Config {
     pub vcpus: u8,
     /// Shows the guest kernel's messages from its first instruction on.
     pub debug: bool,
+    /// Writes what a pod's start took into its directory below [`RUN_DIRECTORY`].
+    pub trace: bool,
     /// Makes pods of the default size from a machine that has booted already, where the node has one.
     pub templates: bool,
     /// Most that a pod reads from and writes to one of its disks in a second, in MiB; `None` is no limit.
@@ -78,6 +80,7 @@ impl Default for Config {
             memory_mib: 512,
             vcpus: 1,
             debug: false,
+            trace: false,
             templates: true,
             disk_mib_per_second: None,
             disk_operations_per_second: None,
@@ -149,6 +152,7 @@ impl Config {
                 }
                 "map_layers" => config.map_layers = at.boolean("map_layers")?,
                 "debug" => config.debug = at.boolean("debug")?,
+                "trace" => config.trace = at.boolean("trace")?,
                 "templates" => config.templates = at.boolean("templates")?,
                 "first_uid" => config.first_uid = at.number("first_uid", MIN_FIRST_UID..=u32::MAX - UID_COUNT)?,
                 "host_paths" => config.host_paths = at.paths("host_paths")?,

@@ -15,6 +15,7 @@ fn every_key_can_be_set() {
         memory_mib = 128
         vcpus = 2
         debug = true
+        trace = true
         templates = false
         disk_mib_per_second = 50
         disk_operations_per_second = 1000
@@ -30,6 +31,7 @@ fn every_key_can_be_set() {
         memory_mib: 128,
         vcpus: 2,
         debug: true,
+        trace: true,
         templates: false,
         disk_mib_per_second: Some(50),
         disk_operations_per_second: Some(1000),

@@ -4,6 +4,7 @@ use crate::cgroup::OomEvent;
 use crate::container::Table;
 use crate::crun::Crun;
 use crate::id::ContainerId;
+use crate::moments::Moments;
 use crate::pci::PciBus;
 use crate::pids::PodPids;
 use crate::pressure::Pressure;
@@ -63,6 +64,8 @@ impl Paths {
 pub struct Agent {
     /// The node has given this guest its identity and randomness. Before, it may be the same as others.
     pub configured: AtomicBool,
+    /// What it took until the agent listened.
+    pub booted: Moments,
     pub paths: Paths,
     pub containers: Table,
     pub crun: Crun,
@@ -88,6 +91,7 @@ impl Agent {
         let (oom_events, next_oom_event) = mpsc::channel(MAX_EVENTS);
         Ok(Self {
             configured: AtomicBool::new(false),
+            booted: Moments::default(),
             pod_pids: PodPids::new(paths.agent.clone(), Arc::clone(&reaper)),
             crun: Crun::new(paths.crun.clone(), paths.run.join("crun"), reaper),
             pci: PciBus::new(&paths.sysfs),

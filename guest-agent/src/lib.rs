@@ -16,6 +16,7 @@ pub mod guest;
 pub mod id;
 pub mod init;
 pub mod kernel_log;
+pub mod moments;
 pub mod pci;
 pub mod pids;
 pub mod pressure;

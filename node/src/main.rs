@@ -9,6 +9,7 @@ mod kubernetes;
 mod layout;
 mod record;
 mod template;
+mod trace;
 mod uninstall;
 mod volume;
 
@@ -52,6 +53,8 @@ enum Command {
     /// The machine that this node's pods are made from.
     #[command(subcommand)]
     Template(template::Template),
+    /// What the starts of this node's pods took, as a timeline for trace viewers.
+    Trace(trace::Trace),
     /// Say whether this node can run pods, and what is missing.
     Check {
         /// Where the node's root directory is seen.
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::InRoot { root, command } => in_root::exec(&root, &command).map(|never| match never {}),
         Command::Volume(command) => volume::run(command, &volume::records()),
         Command::Template(command) => template::run(&command),
+        Command::Trace(options) => trace::run(&options),
         Command::Check { root } => Ok(check::check(&Layout::new(&root))),
     };
     match result {

@@ -23,3 +23,4 @@ pub mod start;
 pub mod stdio;
 pub mod task;
 pub mod template;
+pub mod trace;

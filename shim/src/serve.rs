@@ -6,7 +6,7 @@ use crate::identifier::Identifier;
 use crate::log::FifoLog;
 use crate::task::vm::RealBoot;
 use crate::task::{self, Pod};
-use crate::{sandbox_api, start};
+use crate::{sandbox_api, start, trace};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
@@ -46,6 +46,7 @@ pub enum ServeError {
 }
 
 pub fn serve(arguments: &Arguments) -> Result<(), ServeError> {
+    trace::begin_if_asked();
     let (namespace, id) = (arguments.namespace()?.clone(), arguments.id()?.clone());
     let bundle = std::env::current_dir().map_err(ServeError::Bundle)?;
     log_to(&bundle, arguments.debug, &namespace, &id);

@@ -4,6 +4,7 @@ pub mod allocator;
 pub mod control;
 pub mod jail;
 pub mod machine;
+pub mod moments;
 pub mod pci;
 pub mod rate_limit;
 pub mod snapshot;

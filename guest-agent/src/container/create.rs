@@ -7,6 +7,7 @@ use crate::crun::Launched;
 use crate::error::Error;
 use crate::guest::sysctl;
 use crate::id::{ContainerId, PciAddress, ProcessName};
+use crate::moments::Moments;
 use crate::reaper::Child;
 use crate::rootfs::{Rootfs, Source};
 use crate::spec::{CGROUP_PARENT, ContainerSpec, DeviceNode};
@@ -77,8 +78,9 @@ impl Pids {
 }
 
 impl Container {
-    /// Everything that was made is taken away again when a later step fails.
-    pub async fn create(agent: &Agent, request: CreateRequest) -> Result<(), Error> {
+    /// Everything that was made is taken away again when a later step fails. Tells how long the steps took.
+    pub async fn create(agent: &Agent, request: CreateRequest) -> Result<Moments, Error> {
+        let mut moments = Moments::default();
         let reservation = agent.containers.reserve(&request.id)?;
         let bundle = agent.paths.bundle(&request.id);
         let target = bundle.join("rootfs");
@@ -96,6 +98,7 @@ impl Container {
             devices.push(device);
         }
         std::fs::create_dir_all(&target).map_err(Error::system("create", target.display()))?;
+        moments.note("specification, devices");
         let rootfs = match mount_rootfs(agent, &spec, request.rootfs, &target).await {
             Ok(rootfs) => rootfs,
             Err(error) => {
@@ -103,6 +106,7 @@ impl Container {
                 return Err(error);
             }
         };
+        moments.note("root filesystem");
         match create_process(agent, &request.id, &spec, &bundle, request.wanted).await {
             Ok((init, child)) => {
                 let container = Arc::new(Self {
@@ -120,7 +124,8 @@ impl Container {
                 });
                 container.watch(agent, child);
                 reservation.fill(container);
-                Ok(())
+                moments.note("crun create");
+                Ok(moments)
             }
             Err(error) => {
                 remove::take_away(agent, &request.id, &bundle, &rootfs, &spec.shared_sources()).await;

@@ -12,6 +12,7 @@ pub mod sysctl;
 
 use crate::agent::{Agent, Paths};
 use crate::error::Error;
+use crate::moments::Moments;
 use crate::reaper::Reaper;
 use crate::{kernel_log, server};
 use std::process::ExitCode;
@@ -35,11 +36,15 @@ pub fn run() -> ExitCode {
 }
 
 fn prepare_and_serve() -> Result<(), Error> {
+    let mut moments = Moments::default();
+    moments.note("kernel");
     mounts::mount_all()?;
+    moments.note("mounts");
     kernel_log::install();
     limits::become_subreaper()?;
     limits::apply();
     network::loopback_up()?;
+    moments.note("settings");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -49,7 +54,9 @@ fn prepare_and_serve() -> Result<(), Error> {
     runtime.block_on(async {
         let reaper = Reaper::spawn().map_err(Error::system("listen for", "SIGCHLD"))?;
         let paths = Paths::of_guest();
-        let agent = Agent::new(paths, reaper).map_err(Error::system("create", "/run/bulkhead"))?;
+        let mut agent = Agent::new(paths, reaper).map_err(Error::system("create", "/run/bulkhead"))?;
+        moments.note("runtime");
+        agent.booted = moments;
         server::serve(Arc::new(agent)).await.map_err(Error::system("listen on", "vsock"))
     })
 }

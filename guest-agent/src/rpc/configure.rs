@@ -9,7 +9,10 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 pub(super) fn configure(agent: &Agent, request: &ConfigureRequest) -> Result<ConfigureResponse, Error> {
+    let mut moments = agent.booted.clone();
+    moments.note("listening");
     identity::renew_randomness(&request.entropy)?;
+    moments.note("randomness");
     identity::set_clock(request.time_ns)?;
     identity::set_hostname(&request.hostname)?;
     processors::start(Path::new(processors::DIRECTORY), request.vcpus)?;
@@ -20,10 +23,12 @@ pub(super) fn configure(agent: &Agent, request: &ConfigureRequest) -> Result<Con
         pod_files::write(files, Path::new(POD_FILES))?;
     }
     agent.pressure.begin(request.growth_mib);
+    moments.note("clock, name, settings");
     agent.configured.store(true, Ordering::Release);
     Ok(ConfigureResponse {
         version: VERSION.to_owned(),
         kernel_release: identity::kernel_release()?,
+        moments: Some(moments.answer()).into(),
         ..Default::default()
     })
 }

@@ -8,11 +8,16 @@ use crate::rootfs::Source;
 use crate::spec::ProcessSpec;
 use crate::stdio::Wanted;
 use agent_protocol::agent::create_container_request::{Pid_namespace, Rootfs};
-use agent_protocol::agent::{CreateContainerRequest, CreateProcessRequest, DeviceNode, Empty, Streams};
+use agent_protocol::agent::{
+    CreateContainerRequest, CreateContainerResponse, CreateProcessRequest, DeviceNode, Empty, Streams,
+};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest) -> Result<Empty, Error> {
+pub(super) async fn container(
+    agent: Arc<Agent>,
+    request: CreateContainerRequest,
+) -> Result<CreateContainerResponse, Error> {
     if !agent.configured.load(Ordering::Acquire) {
         return Err(Error::NotConfigured);
     }
@@ -32,10 +37,11 @@ pub(super) async fn container(agent: Arc<Agent>, request: CreateContainerRequest
         Some(_) => return Err(Error::invalid("pid namespace", "", "this agent does not know its kind")),
     };
     let devices = request.devices.iter().map(device).collect::<Result<_, Error>>()?;
-    Container::create(&agent, CreateRequest { id, spec: request.spec, rootfs, wanted, pids, devices }).await?;
+    let request = CreateRequest { id, spec: request.spec, rootfs, wanted, pids, devices };
+    let moments = Container::create(&agent, request).await?;
     // What was mounted may have taken memory that no container is charged for.
     agent.pressure.adjust();
-    Ok(Empty::new())
+    Ok(CreateContainerResponse { moments: Some(moments.answer()).into(), ..Default::default() })
 }
 
 pub(super) fn process(agent: &Agent, request: &CreateProcessRequest) -> Result<Empty, Error> {

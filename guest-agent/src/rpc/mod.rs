@@ -26,9 +26,9 @@ use crate::agent::Agent;
 use crate::error::Error;
 use agent_protocol::agent::{
     AddMemoryRequest, ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest,
-    CreateContainerRequest, CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest,
-    ProcessRequest, PutFilesRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse,
-    StatsResponse, TakeFileRequest, TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
+    CreateContainerRequest, CreateContainerResponse, CreateProcessRequest, Empty, Event, ListProcessesResponse,
+    PrepareVolumeRequest, ProcessRequest, PutFilesRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest,
+    StartResponse, StatsResponse, TakeFileRequest, TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -65,7 +65,11 @@ impl agent_protocol::agent_ttrpc::Agent for Service {
         self.finish(|agent| configure_network::configure_network(agent, request)).await
     }
 
-    async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> ttrpc::Result<Empty> {
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateContainerResponse> {
         self.finish(|agent| create::container(agent, request)).await
     }
 

@@ -10,10 +10,12 @@
 mod device;
 mod layers;
 mod machine;
+mod moments;
 
 pub use device::{Device, DeviceId, LayerAccess, PciAddress, RateLimit};
 pub use layers::{MAX_PARTS, PART_ALIGNMENT, part_offsets};
 pub use machine::{Jail, MAX_MEMORY_MIB, MAX_VCPUS, MEMORY_BLOCK_MIB, MIN_MEMORY_MIB, Machine, Restore};
+pub use moments::{MAX_MOMENTS, Moment, Stage};
 
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +92,8 @@ pub struct Reply {
 pub enum Answer {
     /// The request was carried out.
     Done,
+    /// The machine runs; what its making took, in order.
+    Running { moments: Vec<Moment> },
     /// The device sits at this address and goes by this id.
     Attached { device: DeviceId, address: PciAddress },
     /// The guest is given memory by the device at this address. The first call for memory plugs it.

@@ -80,6 +80,18 @@ fn memory_has_golden_encodings() {
 }
 
 #[test]
+fn a_running_machine_has_a_golden_encoding() {
+    let moments = vec![Moment { stage: Stage::Program, at_ns: 5 }, Moment { stage: Stage::Kvm, at_ns: u64::MAX }];
+    let message = Message::Reply(Reply { id: 1, result: Ok(Answer::Running { moments }) });
+    let golden = concat!(
+        r#"{"reply":{"id":1,"result":{"Ok":{"running":{"moments":["#,
+        r#"{"stage":"program","at_ns":5},{"stage":"kvm","at_ns":18446744073709551615}]}}}}}"#
+    );
+    assert_eq!(String::from_utf8(encode(&message).unwrap()).unwrap(), golden);
+    assert_eq!(decode::<Message>(golden.as_bytes()).unwrap(), message);
+}
+
+#[test]
 fn a_disk_has_a_golden_encoding() {
     let limit = RateLimit { bytes_per_second: NonZeroU64::new(1 << 20), operations_per_second: None };
     let block = Device::Block { image: FdSlot(0), read_only: false, limit };

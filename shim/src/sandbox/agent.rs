@@ -2,9 +2,9 @@
 
 use agent_protocol::agent::{
     AddMemoryRequest, ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest,
-    CreateContainerRequest, CreateProcessRequest, Empty, Event, ListProcessesResponse, PrepareVolumeRequest,
-    ProcessRequest, PutFilesRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest, StartResponse,
-    StatsResponse, TakeFileRequest, TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
+    CreateContainerRequest, CreateContainerResponse, CreateProcessRequest, Empty, Event, ListProcessesResponse,
+    PrepareVolumeRequest, ProcessRequest, PutFilesRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest,
+    StartResponse, StatsResponse, TakeFileRequest, TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
     prepare_volume_request,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
@@ -66,7 +66,7 @@ macro_rules! calls {
 calls! {
     configure(ConfigureRequest) -> ConfigureResponse, Some(DEFAULT);
     configure_network(ConfigureNetworkRequest) -> Empty, Some(DEFAULT);
-    create_container(CreateContainerRequest) -> Empty, Some(LONG);
+    create_container(CreateContainerRequest) -> CreateContainerResponse, Some(LONG);
     create_process(CreateProcessRequest) -> Empty, Some(LONG);
     start(ProcessRequest) -> StartResponse, Some(LONG);
     /// Has no deadline: ends with the process or with the microVM.
@@ -153,7 +153,7 @@ fn translate(call: &'static str, error: ttrpc::Error) -> AgentError {
 }
 
 /// The guest's text, fit for a log line or an error.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

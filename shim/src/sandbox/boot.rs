@@ -18,6 +18,7 @@ use super::template::{self, Template};
 use super::vmm::Vmm;
 use super::volumes::Volumes;
 use super::{Inner, PodFiles, SandboxError, SandboxSpec, uid};
+use crate::trace;
 use agent_protocol::agent::ConfigureRequest;
 use agent_protocol::{AGENT_PORT, VERSION};
 use bulkhead_config::Config;
@@ -105,6 +106,7 @@ pub(super) async fn boot(
     // For the node's root alone.
     create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
     let claim = claim(&directory, &id)?;
+    trace::save_in(&directory.path);
     match prepare_and_start(&host, &spec, config, resources).await {
         Ok(Started { cgroup, size, vmm, agent, listeners }) => {
             let memory_mib = size.most_mib();
@@ -168,11 +170,13 @@ async fn prepare_and_start(
     config: &Config,
     resources: Resources,
 ) -> Result<Started, SandboxError> {
+    let preparing = trace::span(trace::SHIM, "prepare");
     let prepared = {
         let (host, spec, config) = (host.clone(), spec.clone(), config.clone());
         // The kernel may take its time for a cgroup.
         super::attach::blocking(move || prepare(&host, &spec, &config)).await?
     };
+    drop(preparing);
     let started = timeout(BOOT, start(host, spec, config, resources, prepared)).await;
     started.unwrap_or_else(|_| Err(SandboxError::deadline("booting the guest", BOOT)))
 }
@@ -184,8 +188,12 @@ pub(super) fn prepare(host: &Host, spec: &SandboxSpec, config: &Config) -> Resul
     Record { cgroup: spec.cgroup.clone(), made: cgroup.missing_parents(), netns: spec.netns.clone() }
         .write(&directory)?;
     let uid = uid::allocate(&host.uids(), config.first_uid, &spec.id, &directory.owner())?;
+    let creating = trace::span(trace::SHIM, "cgroup");
     cgroup.create()?;
+    drop(creating);
+    let connecting = trace::span(trace::SHIM, "network of the node");
     let network = spec.netns.as_deref().map(network::connect).transpose()?.unwrap_or_default();
+    drop(connecting);
     let size = spec.size.on(&Node::read(&host.cgroups, &spec.cgroup), config);
     Ok(Prepared { cgroup, uid, size, network })
 }
@@ -216,7 +224,9 @@ async fn start(
         Some(started) => started,
         None => cold(host, spec, config, resources, &cgroup, uid, size).await?,
     };
+    let plugging = trace::span(trace::SHIM, "network of the guest");
     let listeners = network::plug(&vmm, &agent, network, sysctls(spec, true).collect()).await?;
+    drop(plugging);
     Ok(Started { cgroup, size, vmm, agent, listeners })
 }
 
@@ -237,9 +247,11 @@ async fn cold(
     vmm.boot(machine, &descriptors, BOOT).await?;
     // The console's log ends with the VMM.
     drop::<[OwnedFd; 4]>(descriptors);
+    let booting = trace::span(trace::SHIM, "guest boots");
     vmm.agent_ready().await?;
-    let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
-    configure(&agent, spec, size).await?;
+    drop(booting);
+    let agent = connect(&vmm).await?;
+    configure(&agent, spec, size, Some(vmm.started())).await?;
     Ok((vmm, agent))
 }
 
@@ -281,8 +293,8 @@ async fn restored(
         let Template { memory, state } = &template;
         let files = [&resources.kvm, memory, state, &resources.root_image].map(AsFd::as_fd);
         vmm.restore(restore, &[&files[..], &[console.as_fd()]].concat(), RESTORE).await?;
-        let agent = Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?);
-        configure(&agent, spec, size).await?;
+        let agent = connect(vmm).await?;
+        configure(&agent, spec, size, None).await?;
         Ok(agent)
     };
     let result = timeout(RESTORE, restoring).await;
@@ -334,7 +346,14 @@ fn sysctls(spec: &SandboxSpec, of_network: bool) -> impl Iterator<Item = (String
     spec.sysctls.clone().into_iter().filter(move |(name, _)| name.starts_with("net.") == of_network)
 }
 
-async fn configure(agent: &Agent, spec: &SandboxSpec, size: Size) -> Result<(), SandboxError> {
+async fn connect(vmm: &Vmm) -> Result<Agent, SandboxError> {
+    let _connecting = trace::span(trace::SHIM, "connect");
+    Ok(Agent::new(vmm.connect(AGENT_PORT, CONNECT).await?))
+}
+
+/// `booted`: when the guest's boot began, if it has only now booted.
+async fn configure(agent: &Agent, spec: &SandboxSpec, size: Size, booted: Option<u64>) -> Result<(), SandboxError> {
+    let configuring = trace::span(trace::SHIM, "configure");
     let mut entropy = vec![0; ENTROPY];
     let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
     random.map_err(SandboxError::host("read", "/dev/urandom"))?;
@@ -350,6 +369,9 @@ async fn configure(agent: &Agent, spec: &SandboxSpec, size: Size) -> Result<(), 
         ..ConfigureRequest::default()
     };
     let answer = agent.configure(&request).await?;
+    if trace::is_on() {
+        trace::guest(&answer.moments, booted.unwrap_or(configuring.start())..trace::now(), None);
+    }
     if answer.version == VERSION {
         tracing::debug!(kernel = %super::agent::printable(&answer.kernel_release), "the guest is up");
         Ok(())

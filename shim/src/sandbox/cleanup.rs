@@ -8,6 +8,7 @@ use super::id::SandboxId;
 use super::mount::remove_skeleton;
 use super::state::Record;
 use super::{SandboxError, network, share, uid};
+use crate::trace;
 use std::time::Duration;
 
 /// For killed processes to end when `delete` waits: they do so within milliseconds, unless the kernel is stuck with them.
@@ -35,7 +36,7 @@ pub(super) fn cleanup_on(host: &Host, sandbox: &SandboxId, limit: Duration) -> R
     ended?;
     let released = uid::release(&host.uids(), sandbox);
     files.and(released)?;
-    let files = ["owner", "state.new", "state.json"];
+    let files = ["owner", "state.new", "state.json", "trace.new", trace::FILE];
     remove_skeleton(&directory.path, &files).map_err(SandboxError::host("remove", &directory.path.display()))?;
     // Fails while other sandboxes of the namespace exist.
     let _ = std::fs::remove_dir(&directory.namespace);

@@ -48,6 +48,7 @@ mod uid;
 mod vmm;
 mod volumes;
 
+pub(crate) use agent::printable;
 pub use agent::{Agent, AgentError};
 pub use attach::ContainerPlan;
 pub use error::SandboxError;
@@ -57,6 +58,7 @@ pub use size::{POD_MEMORY, POD_PERIOD, POD_QUOTA, memory_limit};
 pub use spec::{POD_NAME, POD_NAMESPACE, POD_UID, PodFiles, SandboxSpec, SpecError, check_annotations, oom_score};
 
 use crate::identifier::Identifier;
+use crate::trace;
 use agent_protocol::STREAM_PORT;
 use agent_protocol::agent::{Empty, SocketConnection};
 use agent_protocol::stream::{ACCEPTED, Hello};
@@ -180,7 +182,10 @@ impl Sandbox {
     /// Boots a microVM to "agent ready". When it fails, nothing of it is left on the node. Takes up to 200 s.
     pub async fn boot(spec: SandboxSpec, config: &Config) -> Result<Self, SandboxError> {
         let host = Host::of_this_program()?;
+        let sandbox = trace::span(trace::SHIM, "sandbox");
         let (inner, listeners) = boot::boot(host.clone(), spec, config).await?;
+        drop(sandbox);
+        trace::save();
         tokio::task::spawn_blocking(move || cleanup::sweep(&host));
         let inner = Arc::new(inner);
         if let Some(listeners) = listeners {

@@ -1,6 +1,7 @@
 //! Leaves the daemon behind: this program again, with the listener as its standard input.
 
 use crate::args::Arguments;
+use crate::trace;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -12,7 +13,14 @@ const MAX_OOM_SCORE: i32 = 1000;
 
 /// Starts the daemon and does not wait for it. containerd reads our standard output to its end, hence nothing of
 /// ours may be inherited but the listener.
-pub fn leave_behind(arguments: &Arguments, bundle: &Path, listener: UnixListener) -> io::Result<()> {
+///
+/// `traced`: when this program began, if the pod is traced.
+pub fn leave_behind(
+    arguments: &Arguments,
+    bundle: &Path,
+    listener: UnixListener,
+    traced: Option<u64>,
+) -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     for (flag, value) in [("-namespace", &arguments.namespace), ("-id", &arguments.id)] {
         if let Some(value) = value {
@@ -22,6 +30,7 @@ pub fn leave_behind(arguments: &Arguments, bundle: &Path, listener: UnixListener
     if arguments.debug {
         command.arg("-debug");
     }
+    command.envs(traced.map(trace::environment));
     let daemon = command
         .arg("serve")
         .current_dir(bundle)

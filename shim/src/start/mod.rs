@@ -13,6 +13,7 @@ use crate::args::{ArgumentError, Arguments};
 use crate::bundle::{self, BundleError, Role};
 use crate::identifier::Identifier;
 use crate::options::{OptionsError, RuntimeOptions};
+use crate::trace;
 use bulkhead_config::ConfigError;
 use containerd_shim_protos::protobuf;
 use protocol::Input;
@@ -50,6 +51,7 @@ pub enum StartError {
 
 /// Returns what goes to standard output.
 pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u8>, StartError> {
+    let began = trace::now();
     let (namespace, id) = (arguments.namespace()?, arguments.id()?);
     let input = Input::parse(input, id).map_err(StartError::Input)?;
     // Without a specification it is a pod sandbox that is no container: containerd 2.x does so with `sandboxer = "shim"`.
@@ -65,7 +67,7 @@ pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u
         }
         socket
     } else {
-        RuntimeOptions::from_any(&input.options)?.config()?;
+        let traced = RuntimeOptions::from_any(&input.options)?.config()?.trace.then_some(began);
         let socket = SocketPath::new(directory, &arguments.address, namespace, id);
         if spec.is_none() {
             let failed = |source| StartError::Write { path: bundle.to_owned(), source };
@@ -73,7 +75,7 @@ pub fn start(arguments: &Arguments, bundle: &Path, input: &[u8]) -> Result<Vec<u
         }
         let failed = |source| StartError::Listen { path: socket.path().to_owned(), source };
         if let Claim::Bound(listener) = socket.claim().map_err(failed)? {
-            let daemon = || daemon::leave_behind(arguments, bundle, listener).map_err(StartError::Daemon);
+            let daemon = || daemon::leave_behind(arguments, bundle, listener, traced).map_err(StartError::Daemon);
             serve(&socket, bundle, daemon)?;
             return Ok(reply.encode(&socket.url()));
         }

@@ -11,6 +11,7 @@ use crate::options::RuntimeOptions;
 use crate::sandbox::oci::Spec;
 use crate::sandbox::{self, AgentError, ContainerPlan, Mount, SandboxError, SandboxSpec, SharedPod};
 use crate::stdio::{Opened, Stdio};
+use crate::trace;
 use agent_protocol::agent::CreateContainerRequest;
 use agent_protocol::stream::{Channel, Hello};
 use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
@@ -44,6 +45,7 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
     };
     let opened = stdio.open(&pod.namespace, &id)?;
 
+    let creating = trace::container_span(id.as_str(), "create");
     let vm = match &role {
         Role::Member { .. } => pod.vm()?,
         Role::Alone | Role::Sandbox => boot(&pod, &id, &spec, &request.options).await?,
@@ -57,6 +59,8 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
         return Err(error);
     }
     reservation.fill(container.clone());
+    drop(creating);
+    trace::save();
     pod.events.publish(TASK_CREATE_EVENT_TOPIC, &event(&request, container.pid));
     exit::watch(&pod, &vm, &container, &container.init);
     tracing::info!(container = %container.id, vmm = container.pid, "container created");
@@ -124,7 +128,10 @@ async fn boot(pod: &Arc<Pod>, id: &Identifier, spec: &Spec, options: &Any) -> Re
 
 /// Makes the container in the guest and connects its streams.
 async fn make(vm: &dyn MicroVm, container: &Container, plan: &ContainerPlan, opened: Opened) -> Result<(), TaskError> {
+    let name = container.id.as_str();
+    let attaching = trace::container_span(name, "attach");
     let attached = vm.attach(plan).await?;
+    drop(attaching);
     let create = CreateContainerRequest {
         container_id: container.id.to_string(),
         spec: attached.spec,
@@ -134,7 +141,13 @@ async fn make(vm: &dyn MicroVm, container: &Container, plan: &ContainerPlan, ope
         devices: attached.devices,
         ..Default::default()
     };
-    vm.agent().create_container(&create).await?;
+    let creating = trace::container_span(name, "create in the guest");
+    let created = vm.agent().create_container(&create).await?;
+    if trace::is_on() {
+        trace::guest(&created.moments, creating.start()..trace::now(), Some(name));
+    }
+    drop(creating);
+    let _connecting = trace::container_span(name, "streams");
     let hello = Hello { container_id: container.id.to_string(), exec_id: String::new(), channel: Channel::Stdout };
     let copies = opened.connect(&hello, |hello| async move { vm.open_stream(&hello).await }).await?;
     container.init.set_copies(copies);

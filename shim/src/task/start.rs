@@ -9,6 +9,7 @@ use super::vm::MicroVm;
 use crate::error::TaskError;
 use crate::identifier::Identifier;
 use crate::sandbox::AgentError;
+use crate::trace;
 use agent_protocol::agent::SignalRequest;
 use agent_protocol::stream::{Channel, Hello};
 use containerd_shim_protos::api::{StartRequest, StartResponse};
@@ -41,8 +42,11 @@ pub async fn start(pod: Arc<Pod>, request: StartRequest) -> Result<StartResponse
 }
 
 async fn start_first(vm: &dyn MicroVm, process: &Process) -> Result<(), TaskError> {
+    let starting = trace::container_span(process.container.as_str(), "start");
     process.begin_input()?;
     vm.agent().start(&process.request()).await?;
+    drop(starting);
+    trace::save();
     Ok(())
 }
 

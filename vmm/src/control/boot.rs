@@ -5,11 +5,12 @@
 use super::channel::{ChannelError, Descriptors};
 use crate::jail::{self, ThreadKind};
 use crate::machine::{self, Description, Machine, MachineError, Resources, RestoreResources, SnapshotError};
+use crate::moments::Moments;
 use kvm_ioctls::Kvm;
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MEMORY_BLOCK_MIB, MIN_MEMORY_MIB, VERSION};
+use vmm_protocol::{MAX_MEMORY_MIB, MAX_VCPUS, MEMORY_BLOCK_MIB, MIN_MEMORY_MIB, Stage, VERSION};
 
 /// The KVM interface that this is written for; it has never changed.
 const KVM_API: i32 = 12;
@@ -43,7 +44,11 @@ pub enum BootError {
 }
 
 /// Boots the machine. From the jail on, this process can only use what it was handed.
-pub fn boot(request: &vmm_protocol::Machine, mut descriptors: Descriptors) -> Result<Machine, BootError> {
+pub fn boot(
+    request: &vmm_protocol::Machine,
+    mut descriptors: Descriptors,
+    moments: &mut Moments,
+) -> Result<Machine, BootError> {
     let description = validate(request)?;
     let kvm = descriptors.take(request.kvm)?;
     // A machine that is to be saved asks KVM again then.
@@ -57,10 +62,12 @@ pub fn boot(request: &vmm_protocol::Machine, mut descriptors: Descriptors) -> Re
     drop(descriptors);
 
     jail::enter(&request.jail)?;
+    moments.note(Stage::Jail);
     if resources.kvm.get_api_version() != KVM_API {
         return Err(BootError::NotKvm);
     }
     let mut machine = Machine::new(&description, resources)?;
+    moments.append(machine.take_moments());
     if let Some(kvm) = template {
         // No tenant's guest ever runs in this process, and saving takes what filters forbid.
         machine.run_as_template(kvm, request.memory_mib).map_err(BootError::Vcpu)?;
@@ -70,11 +77,16 @@ pub fn boot(request: &vmm_protocol::Machine, mut descriptors: Descriptors) -> Re
     // Last, since the filter of the main thread lets it make no machine and no vCPU. Until here nothing of the guest
     // reaches this thread: devices start from the loop that follows.
     jail::confine_thread(ThreadKind::Main).map_err(BootError::Confine)?;
+    moments.note(Stage::Threads);
     Ok(machine)
 }
 
 /// Makes the machine from a template. The state is read and parsed in the jail: it could be anything.
-pub fn restore(request: &vmm_protocol::Restore, mut descriptors: Descriptors) -> Result<Machine, BootError> {
+pub fn restore(
+    request: &vmm_protocol::Restore,
+    mut descriptors: Descriptors,
+    moments: &mut Moments,
+) -> Result<Machine, BootError> {
     check_version(&request.version)?;
     let state = File::from(descriptors.take(request.state)?);
     let resources = RestoreResources {
@@ -87,6 +99,7 @@ pub fn restore(request: &vmm_protocol::Restore, mut descriptors: Descriptors) ->
     drop(descriptors);
 
     jail::enter(&request.jail)?;
+    moments.note(Stage::Jail);
     if resources.kvm.get_api_version() != KVM_API {
         return Err(BootError::NotKvm);
     }
@@ -94,9 +107,11 @@ pub fn restore(request: &vmm_protocol::Restore, mut descriptors: Descriptors) ->
     drop(state);
     check_growth(content.memory_mib, request.growth_mib)?;
     let mut machine = Machine::restore(&content, request.vcpus, resources)?;
+    moments.append(machine.take_moments());
     machine.run().map_err(BootError::Vcpu)?;
     // Last, as in `boot`. Devices have started already: their threads have filters of their own.
     jail::confine_thread(ThreadKind::Main).map_err(BootError::Confine)?;
+    moments.note(Stage::Threads);
     Ok(machine)
 }
 

@@ -17,9 +17,10 @@ pub use boot::BootError;
 pub use channel::{Channel, ChannelError, Descriptors};
 pub use departures::MOST_LEFT_BEHIND;
 
+use crate::moments::Moments;
 use session::Session;
 use std::os::fd::AsFd;
-use vmm_protocol::{Answer, Call, Event, MAX_ERROR, Message, Reply};
+use vmm_protocol::{Answer, Call, Event, MAX_ERROR, Message, Reply, Stage};
 
 /// Why the process ends before its machine stopped.
 #[derive(Debug, thiserror::Error)]
@@ -38,10 +39,12 @@ pub enum ControlError {
 pub fn run<S: AsFd>(socket: S) -> Result<(), ControlError> {
     let channel = Channel::new(socket);
     let Some((request, descriptors)) = channel.receive()? else { return Ok(()) };
+    let mut moments = Moments::default();
+    moments.note(Stage::Program);
     // The agent of a restored machine has said that it is ready, in the template.
     let (made, agent_ready) = match request.call {
-        Call::Boot(machine) => (boot::boot(&machine, descriptors), false),
-        Call::Restore(restore) => (boot::restore(&restore, descriptors), true),
+        Call::Boot(machine) => (boot::boot(&machine, descriptors, &mut moments), false),
+        Call::Restore(restore) => (boot::restore(&restore, descriptors, &mut moments), true),
         _ => {
             reply(&channel, request.id, Err(ControlError::NotBoot.to_string()))?;
             return Err(ControlError::NotBoot);
@@ -49,7 +52,7 @@ pub fn run<S: AsFd>(socket: S) -> Result<(), ControlError> {
     };
     match made {
         Ok(machine) => {
-            reply(&channel, request.id, Ok(Answer::Done))?;
+            reply(&channel, request.id, Ok(Answer::Running { moments: moments.into_list() }))?;
             Session::new(channel, machine, agent_ready).map_err(ControlError::Wait)?.serve()
         }
         Err(error) => {

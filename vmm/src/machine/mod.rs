@@ -23,6 +23,7 @@ pub use snapshot::{RestoreResources, SnapshotError, read_state};
 pub use vcpu::Stop;
 pub(crate) use vcpu::run_until;
 
+use crate::moments::Moments;
 use crate::pci::{Bus, SLOTS};
 use crate::virtio::device::{GuestMemory, VirtioDevice};
 use crate::virtio::failure::Failures;
@@ -71,6 +72,8 @@ pub struct Machine {
     mapped: HashMap<u8, u64>,
     /// Guest addresses of the root image.
     root_image: Range<u64>,
+    /// What its making took.
+    moments: Moments,
     /// Of a machine that is to be saved.
     template: Option<snapshot::Template>,
 }
@@ -94,6 +97,11 @@ impl Machine {
             vcpu::spawn(vcpu, Arc::clone(&self.exits), Arc::clone(&self.stop))?;
         }
         Ok(())
+    }
+
+    /// The ends of the stages of its making.
+    pub fn take_moments(&mut self) -> Moments {
+        std::mem::take(&mut self.moments)
     }
 
     /// Why the machine stopped, once [`Stop::event`] is readable.

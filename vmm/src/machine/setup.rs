@@ -13,6 +13,7 @@ use super::serial::DebugSerial;
 use super::vcpu::Stop;
 use super::x86_64::{boot_params, cpuid, layout, mptable, registers};
 use super::{AttachError, Machine, Vm};
+use crate::moments::Moments;
 use crate::pci::Bus;
 use crate::virtio::device::GuestMemory;
 use crate::virtio::failure::Failures;
@@ -28,6 +29,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vmm_protocol::Stage;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Parameters that belong to this machine and its root image.
@@ -80,6 +82,8 @@ pub(super) struct Parts {
     pub console: OwnedFd,
     pub debug_serial: bool,
     pub processors: u8,
+    /// Of the stages until now.
+    pub moments: Moments,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -116,17 +120,20 @@ pub(super) fn kvm<T>(step: &'static str, result: Result<T, kvm_ioctls::Error>) -
 impl Machine {
     /// Builds a machine that is ready to run.
     pub fn new(description: &Description, resources: Resources) -> Result<Self, MachineError> {
+        let mut moments = Moments::default();
         let ram = layout::ram(u64::from(description.memory_mib) << 20);
         let growth = Growth::new(&ram, description.growth_mib);
         let memory = memory::and_growth(memory::guest_memory(&ram)?, growth.addresses())?;
         let root_length = root_length(&resources.root_image)?;
         let kernel = load_guest(description, &resources.kernel, &ram, &memory)?;
+        moments.note(Stage::Memory);
 
         let vm = create_vm(&resources.kvm)?;
         let mut regions = Regions::new(Arc::clone(&vm), &growth.images(&ram), memory::give_ram(&vm, &memory)?)?;
         let root_image = regions.add(&[(&resources.root_image, 0..root_length)])?;
         let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, kernel.entry)?;
         kernel.written.iter().for_each(|range| prefault::map(&vcpus[0], range));
+        moments.note(Stage::Kvm);
 
         Self::assemble(Parts {
             vm,
@@ -138,12 +145,14 @@ impl Machine {
             console: resources.console,
             debug_serial: description.debug_serial,
             processors: description.vcpus,
+            moments,
         })
     }
 
     /// Adds bus and devices.
     pub(super) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { vm, vcpus, memory, growth, regions, root_image, console, debug_serial, processors } = parts;
+        let Parts { vm, vcpus, memory, growth, regions, root_image, console, debug_serial, processors, moments } =
+            parts;
         let serial = if debug_serial {
             let log = console.try_clone().map_err(MachineError::Events)?;
             Some(DebugSerial::new(log).map_err(MachineError::Events)?)
@@ -177,11 +186,13 @@ impl Machine {
             regions,
             mapped: HashMap::new(),
             root_image,
+            moments,
             template: None,
         };
         for (slot, device) in cold {
             machine.insert(slot, device)?;
         }
+        machine.moments.note(Stage::Devices);
         Ok(machine)
     }
 }

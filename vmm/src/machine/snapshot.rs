@@ -13,6 +13,7 @@ use super::{AttachError, Machine, Vm, memory};
 use crate::machine::regions::Regions;
 use crate::machine::x86_64::cpuid::{self, Processor};
 use crate::machine::x86_64::layout;
+use crate::moments::Moments;
 use crate::snapshot::clock::{ClockError, GuestClock};
 use crate::snapshot::codec::{self, CodecError};
 use crate::snapshot::memory::{self as memory_file, MemoryFileError};
@@ -27,7 +28,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use vmm_protocol::StopReason;
+use vmm_protocol::{Stage, StopReason};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -144,6 +145,7 @@ impl Machine {
         if !(1..=state.processors).contains(&count) {
             return Err(SnapshotError::Vcpus { wanted: count, known: state.processors });
         }
+        let mut moments = Moments::default();
         let ram = layout::ram(u64::from(state.memory_mib) << 20);
         let memory = memory::guest_memory(&ram).map_err(MachineError::from)?;
         memory_file::map(&memory, &resources.memory, &state.extents)?;
@@ -151,6 +153,7 @@ impl Machine {
         drop(resources.memory);
         let growth = Growth::new(&ram, resources.growth_mib);
         let memory = memory::and_growth(memory, growth.addresses()).map_err(MachineError::from)?;
+        moments.note(Stage::Memory);
         let root_length = root_length(&resources.root_image)?;
 
         let vm = create_vm(&resources.kvm)?;
@@ -162,6 +165,7 @@ impl Machine {
             return Err(SnapshotError::RootImage);
         }
         let vcpus = vcpus(&resources.kvm, &vm, state, count)?;
+        moments.note(Stage::Kvm);
         let parts = Parts {
             vm: Arc::clone(&vm),
             vcpus,
@@ -172,10 +176,12 @@ impl Machine {
             console: resources.console,
             debug_serial: false,
             processors: count,
+            moments,
         };
-        let machine = Self::assemble(parts)?;
+        let mut machine = Self::assemble(parts)?;
         machine.restore_devices(state)?;
         state.clock.go_on(&vm)?;
+        machine.moments.note(Stage::Restored);
         Ok(machine)
     }
 

@@ -24,6 +24,7 @@ use super::share::ContainerShare;
 use super::shared::Shared;
 use super::{Attached, Container, Inner, SandboxError, SpecError};
 use crate::identifier::Identifier;
+use crate::trace;
 use agent_protocol::agent::create_container_request::Rootfs;
 use std::io;
 use std::sync::PoisonError;
@@ -60,17 +61,24 @@ impl ContainerPlan {
 impl Inner {
     pub(super) async fn attach(&self, plan: &ContainerPlan) -> Result<Attached, SandboxError> {
         let ContainerPlan { id, rootfs, mounts, devices, spec, shared } = plan.clone();
+        let placing = trace::container_span(id.as_str(), "place mounts");
         let (mounts, sockets) = self.place_mounts(&id, mounts).await?;
+        drop(placing);
         let files = ContainerShare::new(&self.directory, &id, &self.volumes);
 
+        let attaching = trace::container_span(id.as_str(), "disks of the root");
         let on_disks = self.attach_root(&id, &rootfs).await?;
+        drop(attaching);
         if on_disks.is_none() || mounts.iter().any(PlacedMount::is_shared) {
+            let _starting = trace::container_span(id.as_str(), "file server");
             self.file_server.get_or_try_init(|| self.start_file_server()).await?;
         }
         let shared_root = on_disks.is_none().then_some(rootfs);
         let answer = on_disks.unwrap_or_else(|| Rootfs::SharedPath(files.rootfs()));
         let devices = self.attach_devices(&id, devices).await?;
+        let mounting = trace::container_span(id.as_str(), "mount files");
         let mounted = volumes::mount_files(&files, shared_root, mounts).await;
+        drop(mounting);
         // A thread that is stuck with a source must not mount it when this container is gone.
         files.close();
         let mut spec = guest_spec(&spec, &mounted?)?;

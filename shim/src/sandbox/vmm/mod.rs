@@ -10,6 +10,7 @@ use super::cgroup::Cgroup;
 use super::host::Host;
 use super::process::{Process, Program, packet_pair};
 use super::spec::PodName;
+use crate::trace;
 use client::{Client, Said};
 use failures::Names;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,11 +39,13 @@ pub(super) struct Vmm {
     names: Names,
     killer: Killer,
     stopped: watch::Receiver<Option<String>>,
+    started: u64,
 }
 
 impl Vmm {
     /// Starts the process; it waits for [`Self::boot`].
     pub fn spawn(host: &Host, cgroup: &Cgroup, oom_score: u16, pod: PodName) -> Result<Self, SandboxError> {
+        let spawned = trace::span(trace::SHIM, "spawn");
         let (ours, theirs) = packet_pair().map_err(SandboxError::host("create", "the VMM's control socket"))?;
         let program = Program { name: "VMM", path: &host.vmm(), arguments: &[], oom_score };
         let process = Process::spawn(&program, theirs, cgroup)?;
@@ -52,13 +55,18 @@ impl Vmm {
         tokio::spawn(supervise(killer.clone(), client.said(), sender));
         let names = Names::default();
         tokio::spawn(failures::log(pod, names.clone(), client.said()));
-        Ok(Self { client, names, killer, stopped })
+        Ok(Self { client, names, killer, stopped, started: spawned.start() })
+    }
+
+    /// When its start began, by the node's monotonic clock; 0 without a trace.
+    pub fn started(&self) -> u64 {
+        self.started
     }
 
     /// Answered when the guest's vCPUs run.
     pub async fn boot(&self, machine: Machine, descriptors: &[OwnedFd], limit: Duration) -> Result<(), SandboxError> {
         let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        self.call("boot", Call::Boot(Box::new(machine)), &descriptors, limit).await.map(drop)
+        self.make("boot", Call::Boot(Box::new(machine)), &descriptors, limit).await
     }
 
     /// The same for a machine that is made from a template, whose agent listens then.
@@ -68,7 +76,22 @@ impl Vmm {
         descriptors: &[BorrowedFd<'_>],
         limit: Duration,
     ) -> Result<(), SandboxError> {
-        self.call("restore a template", Call::Restore(Box::new(restore)), descriptors, limit).await.map(drop)
+        self.make("restore a template", Call::Restore(Box::new(restore)), descriptors, limit).await
+    }
+
+    async fn make(
+        &self,
+        operation: &'static str,
+        call: Call,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(), SandboxError> {
+        let _making = trace::span(trace::SHIM, operation);
+        let answer = self.call(operation, call, descriptors, limit).await?;
+        if let (Answer::Running { moments }, true) = (answer, trace::is_on()) {
+            trace::vmm(&moments, self.started..trace::now());
+        }
+        Ok(())
     }
 
     /// Saves the machine into memory and state file, and ends it.

@@ -112,13 +112,13 @@ impl AgentService for FakeAgent {
         &self,
         _: &TtrpcContext,
         request: guest::CreateContainerRequest,
-    ) -> ttrpc::Result<guest::Empty> {
+    ) -> ttrpc::Result<guest::CreateContainerResponse> {
         if self.0.create_fails.load(Ordering::Relaxed) {
             let status = ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, "executable file `foo` not found");
             return Err(ttrpc::Error::RpcStatus(status));
         }
         self.0.calls.lock().unwrap().push(format!("create {}", request.container_id));
-        Ok(guest::Empty::new())
+        Ok(guest::CreateContainerResponse::new())
     }
 
     async fn create_process(&self, _: &TtrpcContext, _: guest::CreateProcessRequest) -> ttrpc::Result<guest::Empty> {

@@ -36,6 +36,7 @@ mod security;
 mod shared_volumes;
 mod streams;
 mod templates;
+mod tracing;
 mod workloads;
 
 /// Repeats a module's tests for each snapshotter. Root filesystems of overlayfs and native are shared through virtio-fs, those

@@ -217,6 +217,40 @@ fn every_kick_is_heard() {
 }
 
 #[test]
+fn a_stream_of_long_frames_never_stalls() {
+    const LENGTHS: [usize; 6] = [60_000, MAX_FRAME, 60, 30_000, 60_000, 66];
+    const FRAMES: usize = 3000;
+    // Room for two frames and for four: now the link waits, now the driver.
+    for buffers in [40, 80, 250] {
+        let mut net = Fixture::new(MERGE | EVENT_INDEX);
+        net.offer_buffers(buffers, 4096);
+        let wire = net.wire.take().unwrap();
+        let sender = std::thread::spawn(move || {
+            let packet = [7; TAP_HEADER_LENGTH + MAX_FRAME];
+            for index in 0..FRAMES {
+                let length = TAP_HEADER_LENGTH + LENGTHS[index % LENGTHS.len()];
+                while write(&wire, &packet[..length]).is_err() {
+                    std::thread::yield_now();
+                }
+            }
+            wire
+        });
+        let mut frames = 0;
+        while frames < FRAMES {
+            let entries = net.receive().wait(1);
+            for (head, length) in entries {
+                // What ends a frame is shorter than a buffer, as it happens.
+                frames += usize::from(length < 4096);
+                let address = BUFFERS + u64::from(head) * 4096;
+                net.receive().add(&[Part::Writable(address, 4096)]);
+            }
+            net.receive().notify();
+        }
+        net.wire = Some(sender.join().unwrap());
+    }
+}
+
+#[test]
 fn what_was_not_agreed_is_not_sent() {
     let mut net = Fixture::new(0);
     net.transmit(1, 0, b"checksum");
