@@ -10,6 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+/// Of the node's processors.
+pub const STATISTICS: &str = "/proc/stat";
+
 const PODS: u32 = 40;
 
 const STARTS: u32 = 100;
@@ -83,22 +86,39 @@ pub fn churn(handler: &str) -> Result<()> {
     Ok(())
 }
 
-/// Per cent of one processor over some time. `/proc/uptime` counts idle time in hundredths of a second.
+/// Per cent of one processor over some time.
 fn busy() -> Result<f64> {
     std::thread::sleep(SETTLE);
-    let uptime = fs::File::open("/proc/uptime")?;
-    let (start, before) = (Instant::now(), idle(&uptime)?);
+    let statistics = fs::File::open(STATISTICS)?;
+    let (start, before) = (Instant::now(), idle(&statistics)?);
     std::thread::sleep(WATCHED);
-    let (time, idle) = (start.elapsed().as_secs_f64(), idle(&uptime)?.saturating_sub(before).as_secs_f64());
+    let (time, idle) = (start.elapsed().as_secs_f64(), idle(&statistics)?.saturating_sub(before).as_secs_f64());
     let processors = f64::from(u32::try_from(std::thread::available_parallelism()?.get())?);
     Ok((time * processors - idle) / time * 100.0)
 }
 
-/// What all processors have idled, as `/proc/uptime` says it.
-pub fn idle(uptime: &fs::File) -> Result<Duration> {
-    let mut text = [0; 64];
-    let length = uptime.read_at(&mut text, 0)?;
-    let text = std::str::from_utf8(&text[..length])?;
-    let seconds = text.split_whitespace().nth(1).and_then(|seconds| seconds.parse().ok());
-    Ok(Duration::from_secs_f64(seconds.context("no idle time in /proc/uptime")?))
+/// What all processors have had nothing to do, waiting for disks included: `/proc/stat`, which counts hundredths of a second.
+pub fn idle(statistics: &fs::File) -> Result<Duration> {
+    let mut text = [0; 256];
+    let length = statistics.read_at(&mut text, 0)?;
+    parse_idle(&String::from_utf8_lossy(&text[..length])).context("no idle time in /proc/stat")
+}
+
+/// `cpu user nice system idle iowait ...`.
+fn parse_idle(text: &str) -> Option<Duration> {
+    let mut times = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace().skip(3);
+    let mut next = || times.next()?.parse::<u64>().ok();
+    Some(Duration::from_millis((next()? + next()?) * 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_idle;
+    use std::time::Duration;
+
+    #[test]
+    fn waiting_for_a_disk_is_idle() {
+        assert_eq!(parse_idle("cpu  1 2 3 400 50 6 7\ncpu0 1"), Some(Duration::from_millis(4500)));
+        assert_eq!(parse_idle("cpu  1 2 3"), None);
+    }
 }
