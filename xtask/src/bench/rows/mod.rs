@@ -89,7 +89,11 @@ pub fn measure(choice: &Choice) -> Result<PathBuf> {
     let path = choice.result.clone().unwrap_or_else(|| directory.join("bench.json"));
     let result = |measured: &Measured| BenchResult::new(clock, choice.edition, choice.quick, measured);
     let keep = |measured: &Measured| result(measured).write(&path);
-    let mut measured = Run::new(&steps, &keep).measure(choice.edition, clock, &payload, &directory)?;
+    let mut measured = Measured::default();
+    let (timed, untimed): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| step.clock(clock) == clock);
+    for (steps, clock) in [(timed, clock), (untimed, Clock::Wall)] {
+        measured = Run::new(&steps, clock, measured, &keep).measure(choice.edition, &payload, &directory)?;
+    }
     if block {
         let rounds = choice.rounds.unwrap_or(BLOCK_ROUNDS);
         // The other rows are worth having without these.

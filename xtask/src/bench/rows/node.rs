@@ -62,17 +62,24 @@ impl Progress {
 pub struct Run<'a> {
     progress: Vec<Progress>,
     measured: Measured,
+    clock: Clock,
     /// Called after each call: keeps what there is.
     keep: &'a dyn Fn(&Measured) -> Result<()>,
 }
 
 impl<'a> Run<'a> {
-    pub fn new(steps: &[Step], keep: &'a dyn Fn(&Measured) -> Result<()>) -> Self {
-        Self { progress: steps.iter().copied().map(Progress::new).collect(), measured: Measured::default(), keep }
+    /// `measured` is what there is already.
+    pub fn new(steps: &[Step], clock: Clock, measured: Measured, keep: &'a dyn Fn(&Measured) -> Result<()>) -> Self {
+        Self { progress: steps.iter().copied().map(Progress::new).collect(), measured, clock, keep }
     }
 
-    pub fn measure(mut self, edition: Edition, clock: Clock, payload: &Payload, directory: &Path) -> Result<Measured> {
-        while self.measured.nodes < NODES && self.progress.iter().any(Progress::open) {
+    /// In nodes of one clock.
+    pub fn measure(mut self, edition: Edition, payload: &Payload, directory: &Path) -> Result<Measured> {
+        let clock = self.clock;
+        for _ in 0..NODES {
+            if !self.progress.iter().any(Progress::open) {
+                break;
+            }
             self.measured.nodes += 1;
             let node = start(edition, clock, payload, directory);
             let end = node.and_then(|mut node| self.use_node(&mut node).and_then(|()| node.power_off()));
@@ -98,7 +105,7 @@ impl<'a> Run<'a> {
                     containerd = true;
                 }
                 for part in self.progress.iter_mut().filter(|part| part.due_in(stage)) {
-                    let done = call(node, part, &mut self.measured);
+                    let done = call(node, self.clock, part, &mut self.measured);
                     let text = done.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);
                     let text = text.lines().next().unwrap_or_default();
                     eprintln!("bench: {} {}: {text}", node.age(), part.step.name());
@@ -131,12 +138,13 @@ impl Shell for NodeVm {
 }
 
 /// Measures once, and says what came of it. An error is the node's end.
-fn call(node: &mut impl Shell, part: &mut Progress, measured: &mut Measured) -> Result<String> {
+fn call(node: &mut impl Shell, clock: Clock, part: &mut Progress, measured: &mut Measured) -> Result<String> {
     let step = part.step;
     let name = step.name();
     let mut output = Vec::new();
     // Its whole process group ends with it, and so do its guests.
-    let script = format!("timeout -s KILL {} {PROGRAM} {} {name} 2>&1", step.limit + PAUSES, step.limit);
+    let busy = step.busy_seconds(clock);
+    let script = format!("timeout -s KILL {} {PROGRAM} {busy} {name} 2>&1", busy + PAUSES);
     let code = node.run(&script, DEADLINE, &mut output);
     let output = String::from_utf8_lossy(&output);
     let reason = match &code {
@@ -151,7 +159,7 @@ fn call(node: &mut impl Shell, part: &mut Progress, measured: &mut Measured) -> 
             measured.samples.extend(samples);
             return Ok(told.join(", "));
         }
-        Ok(TIMED_OUT) => format!("did not end within {} s of the node's clock", step.limit + PAUSES),
+        Ok(TIMED_OUT) => format!("did not end within {} s of the node's clock", busy + PAUSES),
         Ok(code) => format!("exit code {code}: {}", output.lines().last().unwrap_or_default().trim()),
         // The rest is the node's console.
         Err(error) => format!("the node stood still: {}", error.to_string().lines().next().unwrap_or_default()),
@@ -201,6 +209,7 @@ mod tests {
     use crate::bench::rows::sample::Measured;
     use crate::bench::rows::steps;
     use anyhow::{Result, bail};
+    use node_vm::Clock;
     use std::cell::Cell;
     use std::io::Write;
     use std::time::Duration;
@@ -241,7 +250,12 @@ mod tests {
             kept.set(measured.samples.len());
             Ok(())
         };
-        let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
+        let mut run = Run::new(
+            &steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false),
+            Clock::Instructions,
+            Measured::default(),
+            &keep,
+        );
         let mut node = Fake::new(&[Some(137), Some(0), Some(0), Some(1), Some(0)]);
         run.use_node(&mut node).unwrap();
         assert_eq!(values(&run.measured), [3.0, 5.0]);
@@ -254,7 +268,12 @@ mod tests {
     #[test]
     fn what_a_node_did_not_end_is_asked_of_the_next_one() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
+        let mut run = Run::new(
+            &steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false),
+            Clock::Instructions,
+            Measured::default(),
+            &keep,
+        );
         let mut first = Fake::new(&[Some(0), Some(0), None]);
         assert!(run.use_node(&mut first).is_err());
         assert_eq!(run.measured.failures[0].reason, "the node stood still: it hangs");
@@ -266,7 +285,12 @@ mod tests {
     #[test]
     fn a_call_that_never_succeeds_is_given_up() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(&steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false), &keep);
+        let mut run = Run::new(
+            &steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false),
+            Clock::Instructions,
+            Measured::default(),
+            &keep,
+        );
         let mut node = Fake::new(&[Some(1); 20]);
         run.use_node(&mut node).unwrap();
         assert_eq!((run.measured.samples.len(), node.scripts.len()), (0, 4));
@@ -275,7 +299,12 @@ mod tests {
     #[test]
     fn pods_that_a_failed_call_left_are_removed() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(&steps::chosen(&["memory bulkhead-cold".to_owned()], Some(1), false), &keep);
+        let mut run = Run::new(
+            &steps::chosen(&["memory bulkhead-cold".to_owned()], Some(1), false),
+            Clock::Instructions,
+            Measured::default(),
+            &keep,
+        );
         let mut node = Fake::new(&[Some(0), Some(1)]);
         run.use_node(&mut node).unwrap();
         let kinds: Vec<bool> = node.scripts.iter().map(|script| script.ends_with(" clean")).collect();
