@@ -15,7 +15,9 @@ pub enum Clock {
     Instructions,
 }
 
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1";
+/// `no_timer_check`: the kernel counts ticks for a few milliseconds of its own time, and panics when a busy host gave QEMU no turn
+/// meanwhile.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 no_timer_check";
 
 /// Under the instruction clock, nothing is to come out differently by chance: neither where the kernel and programs lie in memory...
 const REPEATABLE_KERNEL: &str = "nokaslr norandmaps";
