@@ -5,17 +5,17 @@
 //! guest's own before it runs, since it writes to all of them. The parts of pages at a segment's ends are copied too, so
 //! that bytes of the file that belong to no segment never show, and segments may meet inside a page. What a segment has
 //! in memory only is zero, as fresh guest memory is.
-#![expect(unsafe_code, reason = "maps a file over guest memory, and reads it into guest memory")]
+#![expect(unsafe_code, reason = "reads a file into guest memory that has no huge pages yet")]
 
 mod code;
 
+use super::memory::{OverlayError, overlay};
 use super::x86_64::layout::HIGH_MEMORY;
 use crate::virtio::device::GuestMemory;
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
@@ -229,29 +229,11 @@ fn map(kernel: &File, segment: &Segment, part: Range<u64>, memory: &GuestMemory)
     if part.is_empty() {
         return Ok(());
     }
-    let overflow = |_| KernelError::BeyondFile(segment.index);
-    let length = usize::try_from(part.end - part.start).map_err(overflow)?;
-    let offset = libc::off_t::try_from(part.start).map_err(overflow)?;
-    let target = memory
-        .get_slice(guest_address(segment, part.start), length)
-        .map_err(|_| KernelError::BeyondMemory(segment.index))?;
-    // SAFETY: `target` is `length` bytes of one region of guest memory, page-aligned since the region is and the
-    // segment was checked. Replacing the pages of a region that nobody uses yet is what guest memory is for; the
-    // region's own unmapping covers the new pages too.
-    let mapped = unsafe {
-        libc::mmap(
-            target.ptr_guard_mut().as_ptr().cast(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-            kernel.as_raw_fd(),
-            offset,
-        )
-    };
-    if mapped == libc::MAP_FAILED {
-        return Err(KernelError::Map(segment.index, io::Error::last_os_error()));
-    }
-    Ok(())
+    let length = usize::try_from(part.end - part.start).map_err(|_| KernelError::BeyondFile(segment.index))?;
+    overlay(memory, guest_address(segment, part.start), length, kernel, part.start).map_err(|error| match error {
+        OverlayError::Place => KernelError::BeyondMemory(segment.index),
+        OverlayError::Map(error) => KernelError::Map(segment.index, error),
+    })
 }
 
 #[cfg(test)]

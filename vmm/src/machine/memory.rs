@@ -44,6 +44,41 @@ pub fn guest_memory(ram: &[Range<u64>]) -> Result<GuestMemory, MemoryError> {
     GuestMemoryMmap::from_ranges(&ranges).map(Arc::new).map_err(|error| MemoryError::Map(size >> 20, error))
 }
 
+/// Why a file does not come to lie over guest memory.
+#[derive(Debug)]
+pub enum OverlayError {
+    /// Not whole pages of one region.
+    Place,
+    Map(io::Error),
+}
+
+/// Lays a file's pages over guest memory that nobody uses yet. They are shared with others until this process writes to them.
+pub fn overlay(
+    memory: &GuestMemory,
+    start: GuestAddress,
+    length: usize,
+    file: &File,
+    offset: u64,
+) -> Result<(), OverlayError> {
+    // One slice is of one region, whose host addresses are contiguous.
+    let target = memory.get_slice(start, length).map_err(|_| OverlayError::Place)?;
+    let offset = libc::off_t::try_from(offset).map_err(|_| OverlayError::Place)?;
+    // SAFETY: `target` is `length` bytes of one region of guest memory; the kernel refuses addresses that are not page-aligned.
+    // Replacing the pages of a region that nobody uses yet is what guest memory is for; the region's own unmapping covers the
+    // new pages too.
+    let mapped = unsafe {
+        libc::mmap(
+            target.ptr_guard_mut().as_ptr().cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            offset,
+        )
+    };
+    if mapped == libc::MAP_FAILED { Err(OverlayError::Map(io::Error::last_os_error())) } else { Ok(()) }
+}
+
 /// RAM with memory that the guest is given later. Until the guest touches it, it costs the host addresses alone.
 pub fn and_growth(ram: GuestMemory, guest: &Range<u64>) -> Result<GuestMemory, MemoryError> {
     let bytes = guest.end - guest.start;

@@ -17,7 +17,7 @@ mod x86_64;
 
 pub use devices::{Attachment, DeviceError};
 pub use kernel::KernelError;
-pub use memory::MemoryError;
+pub use memory::{MemoryError, OverlayError, overlay};
 pub use setup::{Description, MachineError, Resources};
 pub use snapshot::{RestoreResources, SnapshotError, read_state};
 pub use vcpu::Stop;

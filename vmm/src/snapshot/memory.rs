@@ -2,14 +2,14 @@
 //!
 //! What is zero for long is not in the file and stays anonymous in a restored machine: reading it needs no page, and what the
 //! guest never used costs nothing. Shorter gaps are kept, since each mapping costs more than a few pages of a shared file.
-#![expect(unsafe_code, reason = "maps a file over guest memory")]
+#![expect(unsafe_code, reason = "advises the kernel on guest memory")]
 
 use super::codec::{CodecError, Reader, Saved, Writer};
+use crate::machine::{OverlayError, overlay};
 use crate::virtio::device::GuestMemory;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
@@ -119,25 +119,10 @@ pub fn map(memory: &GuestMemory, file: &File, extents: &[Extent]) -> Result<(), 
             return Err(place());
         }
         let length = usize::try_from(extent.length).map_err(|_| place())?;
-        let offset = libc::off_t::try_from(extent.offset).map_err(|_| place())?;
-        // One slice is of one region, whose host addresses are contiguous.
-        let target = memory.get_slice(GuestAddress(extent.guest), length).map_err(|_| place())?;
-        // SAFETY: `target` is `length` bytes of one region of guest memory, page-aligned since the region and the extent
-        // are. Replacing the pages of a region that nobody uses yet is what guest memory is for; the region's own
-        // unmapping covers the new pages too.
-        let mapped = unsafe {
-            libc::mmap(
-                target.ptr_guard_mut().as_ptr().cast(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                offset,
-            )
-        };
-        if mapped == libc::MAP_FAILED {
-            return Err(MemoryFileError::Map(number, io::Error::last_os_error()));
-        }
+        overlay(memory, GuestAddress(extent.guest), length, file, extent.offset).map_err(|error| match error {
+            OverlayError::Place => place(),
+            OverlayError::Map(error) => MemoryFileError::Map(number, error),
+        })?;
     }
     keep_small(memory)
 }

@@ -93,10 +93,17 @@ fn restore_with(saved: &Saved, vcpus: u8, root_image: File) -> Result<Machine, S
 }
 
 fn restore_to_grow(saved: &Saved, vcpus: u8, root_image: File, growth_mib: u32) -> Result<Machine, SnapshotError> {
-    let kvm = open_kvm().unwrap();
-    let memory = saved.memory.try_clone().unwrap();
-    let resources = RestoreResources { kvm, memory, root_image, console: console(), growth_mib };
-    Machine::restore(&read_state(&saved.state)?, vcpus, resources)
+    Machine::restore(&read_state(&saved.state)?, vcpus, resources(saved, root_image, growth_mib))
+}
+
+/// With a state that was changed.
+fn restore_state(saved: &Saved, state: &MachineState) -> Result<Machine, SnapshotError> {
+    Machine::restore(state, 1, resources(saved, image(2 * MIB), 0))
+}
+
+fn resources(saved: &Saved, root_image: File, growth_mib: u32) -> RestoreResources {
+    let (kvm, memory) = (open_kvm().unwrap(), saved.memory.try_clone().unwrap());
+    RestoreResources { kvm, memory, root_image, console: console(), growth_mib }
 }
 
 #[test]
@@ -157,15 +164,7 @@ fn another_root_image_or_processor_is_refused() {
     assert!(matches!(restore(&saved, image(4 * MIB)), Err(SnapshotError::RootImage)));
     let mut state = read_state(&saved.state).unwrap();
     state.vcpu.cpuid[0].eax ^= 1;
-    let memory = saved.memory.try_clone().unwrap();
-    let resources = RestoreResources {
-        kvm: open_kvm().unwrap(),
-        memory,
-        root_image: image(2 * MIB),
-        console: console(),
-        growth_mib: 0,
-    };
-    let error = Machine::restore(&state, 1, resources).unwrap_err();
+    let error = restore_state(&saved, &state).unwrap_err();
     assert!(matches!(error, SnapshotError::Vcpu(VcpuError::Processor)), "{error}");
 }
 
@@ -181,15 +180,7 @@ fn functions_that_are_missing_or_doubled_are_refused() {
     for damage in damages {
         let mut state = read_state(&saved.state).unwrap();
         damage(&mut state);
-        let memory = saved.memory.try_clone().unwrap();
-        let resources = RestoreResources {
-            kvm: open_kvm().unwrap(),
-            memory,
-            root_image: image(2 * MIB),
-            console: console(),
-            growth_mib: 0,
-        };
-        assert!(Machine::restore(&state, 1, resources).is_err());
+        assert!(restore_state(&saved, &state).is_err());
     }
 }
 
