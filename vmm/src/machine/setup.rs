@@ -129,8 +129,8 @@ impl Machine {
         moments.note(Stage::Memory);
 
         let vm = create_vm(&resources.kvm)?;
-        let mut regions = Regions::new(Arc::clone(&vm), &growth.images(&ram), memory::give_ram(&vm, &memory)?)?;
-        let root_image = regions.add(&[(&resources.root_image, 0..root_length)])?;
+        let (regions, root_image) =
+            give_memory(&vm, &memory, &growth.images(&ram), (&resources.root_image, root_length))?;
         let vcpus = create_vcpus(&resources.kvm, &vm, description.vcpus, kernel.entry)?;
         kernel.written.iter().for_each(|range| prefault::map(&vcpus[0], range));
         moments.note(Stage::Kvm);
@@ -242,6 +242,18 @@ pub(super) fn create_vm(kvm_device: &Kvm) -> Result<Vm, MachineError> {
     let local = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     kvm("create local interrupt controllers", vm.enable_cap(&local))?;
     Ok(Arc::new(vm))
+}
+
+/// Hands RAM and the root image, which comes first of all images, to KVM. Says where the image is.
+pub(super) fn give_memory(
+    vm: &Vm,
+    memory: &GuestMemory,
+    images: &Range<u64>,
+    (root_image, length): (&File, u64),
+) -> Result<(Regions, Range<u64>), MachineError> {
+    let mut regions = Regions::new(Arc::clone(vm), images, memory::give_ram(vm, memory)?)?;
+    let root_image = regions.add(&[(root_image, 0..length)])?;
+    Ok((regions, root_image))
 }
 
 pub(super) fn supported_cpuid(kvm_device: &Kvm) -> Result<CpuId, MachineError> {

@@ -8,9 +8,8 @@
 //! Devices stop before vCPUs are read, since their last interrupts go into local APICs. A machine that was saved is spent.
 
 use super::growth::Growth;
-use super::setup::{MachineError, Parts, create_vm, new_vcpu, root_length, supported_cpuid};
+use super::setup::{MachineError, Parts, create_vm, give_memory, new_vcpu, root_length, supported_cpuid};
 use super::{AttachError, Machine, Vm, memory};
-use crate::machine::regions::Regions;
 use crate::machine::x86_64::cpuid::{self, Processor};
 use crate::machine::x86_64::layout;
 use crate::moments::Moments;
@@ -157,10 +156,8 @@ impl Machine {
         let root_length = root_length(&resources.root_image)?;
 
         let vm = create_vm(&resources.kvm)?;
-        let first_slot = memory::give_ram(&vm, &memory).map_err(MachineError::from)?;
-        let mut regions =
-            Regions::new(Arc::clone(&vm), &growth.images(&ram), first_slot).map_err(MachineError::from)?;
-        let root_image = regions.add(&[(&resources.root_image, 0..root_length)]).map_err(MachineError::from)?;
+        let (regions, root_image) =
+            give_memory(&vm, &memory, &growth.images(&ram), (&resources.root_image, root_length))?;
         if root_image != state.root_image {
             return Err(SnapshotError::RootImage);
         }
