@@ -69,9 +69,7 @@ impl Resources {
             root_image: installed("guest image", host.root_image())?,
         })
     }
-}
 
-impl Resources {
     /// In the order of a machine's slots.
     pub fn duplicates(&self) -> Result<[OwnedFd; 3], SandboxError> {
         let duplicate = |file: &File| {
@@ -97,15 +95,7 @@ pub(super) async fn boot(
     let resources = Resources::open(&host)?;
     let id = spec.id.clone();
     let directory = host.directory(&id);
-    if directory.path.exists() {
-        // Of a shim that died. One that lives holds its claim.
-        let claim = claim(&directory, &id)?;
-        clean(&host, &id).await?;
-        drop(claim);
-    }
-    // For the node's root alone.
-    create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
-    let claim = claim(&directory, &id)?;
+    let claim = claim_anew(&host, &id).await?;
     trace::save_in(&directory.path);
     match prepare_and_start(&host, &spec, config, resources).await {
         Ok(Started { cgroup, size, vmm, agent, listeners }) => {
@@ -203,6 +193,20 @@ pub(super) async fn clean(host: &Host, id: &SandboxId) -> Result<(), SandboxErro
     super::attach::blocking(move || cleanup_on(&host, &id, PATIENT)).await
 }
 
+/// Makes the sandbox's directory and holds it. What a process that died left of such a sandbox is removed before.
+pub(super) async fn claim_anew(host: &Host, id: &SandboxId) -> Result<Flock<File>, SandboxError> {
+    let directory = host.directory(id);
+    if directory.path.exists() {
+        // Of a shim that died. One that lives holds its claim.
+        let claim = claim(&directory, id)?;
+        clean(host, id).await?;
+        drop(claim);
+    }
+    // For the node's root alone.
+    create_directories(&directory.path, 0o700).map_err(SandboxError::host("create", &directory.path.display()))?;
+    claim(&directory, id)
+}
+
 /// Holds the sandbox's directory for this process: no other shim takes it for a dead one's.
 pub(super) fn claim(directory: &SandboxDirectory, id: &SandboxId) -> Result<Flock<File>, SandboxError> {
     let file = File::open(&directory.path).map_err(SandboxError::host("open", &directory.path.display()))?;
@@ -241,7 +245,7 @@ async fn cold(
     size: Size,
 ) -> Result<(Vmm, Agent), SandboxError> {
     let vmm = Vmm::spawn(host, cgroup, spec.oom_score, spec.pod.clone())?;
-    let console = console(config)?;
+    let console = console(config.debug)?;
     let machine = machine(size, config, uid);
     let descriptors = [resources.kvm.into(), resources.kernel.into(), resources.root_image.into(), console];
     vmm.boot(machine, &descriptors, BOOT).await?;
@@ -278,7 +282,7 @@ async fn restored(
     let mut vmm = None;
     let restoring = async {
         let vmm = vmm.insert(Vmm::spawn(host, cgroup, spec.oom_score, spec.pod.clone())?);
-        let console = console(config)?;
+        let console = console(config.debug)?;
         let restore = Restore {
             version: vmm_protocol::VERSION.to_owned(),
             jail: Jail { uid, gid: uid },
@@ -316,10 +320,10 @@ async fn restored(
 }
 
 /// The writing end of the guest kernel's log.
-fn console(config: &Config) -> Result<OwnedFd, SandboxError> {
+pub(super) fn console(debug: bool) -> Result<OwnedFd, SandboxError> {
     let (console, writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
-    lines::forward(console, Source::Console { debug: config.debug })?;
+    lines::forward(console, Source::Console { debug })?;
     Ok(writer)
 }
 

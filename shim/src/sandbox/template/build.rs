@@ -4,13 +4,11 @@ use super::{Inputs, MEMORY, Made, PROCESSORS, RECORD, Record, STATE, Stamp, dige
 use crate::identifier::Identifier;
 use crate::sandbox::boot::{self, Prepared, Resources};
 use crate::sandbox::host::{Host, create_directories};
-use crate::sandbox::lines::{self, Source};
 use crate::sandbox::oci::Spec;
 use crate::sandbox::size::Size;
 use crate::sandbox::vmm::Vmm;
 use crate::sandbox::{SandboxError, SandboxSpec};
 use bulkhead_config::Config;
-use nix::fcntl::OFlag;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,14 +35,7 @@ pub(in crate::sandbox) async fn build(host: Host, config: &Config) -> Result<(),
     let resources = Resources::open(&host)?;
     let name = |text: &str| text.parse::<Identifier>().expect("a name of letters");
     let spec = SandboxSpec::from_oci(&name(NAMESPACE), &name("builder"), &Spec::default())?;
-    let sandbox = host.directory(&spec.id);
-    if sandbox.path.exists() {
-        let claim = boot::claim(&sandbox, &spec.id)?;
-        boot::clean(&host, &spec.id).await?;
-        drop(claim);
-    }
-    create_directories(&sandbox.path, 0o700).map_err(SandboxError::host("create", &sandbox.path.display()))?;
-    let _claim = boot::claim(&sandbox, &spec.id)?;
+    let _claim = boot::claim_anew(&host, &spec.id).await?;
     let made = tokio::time::timeout(LIMIT, make(&host, &spec, config, &resources)).await;
     let cleaned = boot::clean(&host, &spec.id).await;
     made.unwrap_or_else(|_| Err(SandboxError::deadline("making a template", LIMIT))).and(cleaned)
@@ -94,9 +85,7 @@ async fn save(
     files: [&File; 2],
 ) -> Result<(), SandboxError> {
     let vmm = Vmm::spawn(host, &prepared.cgroup, spec.oom_score, spec.pod.clone())?;
-    let (console, console_writer) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SandboxError::host("create", "the console's pipe"))?;
-    lines::forward(console, Source::Console { debug: false })?;
+    let console = boot::console(false)?;
     let size = Size { vcpus: PROCESSORS, ..Size::smallest(config) };
     let machine = Machine {
         template: true,
@@ -105,7 +94,7 @@ async fn save(
         ..boot::machine(size, config, prepared.uid)
     };
     let [kvm, kernel, root_image] = resources.duplicates()?;
-    vmm.boot(machine, &[kvm, kernel, root_image, console_writer], LIMIT).await?;
+    vmm.boot(machine, &[kvm, kernel, root_image, console], LIMIT).await?;
     vmm.agent_ready().await?;
     tokio::time::sleep(SETTLE).await;
     vmm.snapshot(files, LIMIT).await?;
