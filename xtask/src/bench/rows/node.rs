@@ -239,6 +239,13 @@ mod tests {
         }
     }
 
+    type Keep<'a> = &'a dyn Fn(&Measured) -> Result<()>;
+
+    fn run_of<'a>(step: &str, rounds: u32, keep: Keep<'a>) -> Run<'a> {
+        let steps = steps::chosen(&[step.to_owned()], Some(rounds), false);
+        Run::new(&steps, Clock::Instructions, Measured::default(), keep)
+    }
+
     fn values(measured: &Measured) -> Vec<f64> {
         measured.samples.iter().map(|sample| sample.value).collect()
     }
@@ -250,12 +257,7 @@ mod tests {
             kept.set(measured.samples.len());
             Ok(())
         };
-        let mut run = Run::new(
-            &steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false),
-            Clock::Instructions,
-            Measured::default(),
-            &keep,
-        );
+        let mut run = run_of("vmm-agent bulkhead-cold", 2, &keep);
         let mut node = Fake::new(&[Some(137), Some(0), Some(0), Some(1), Some(0)]);
         run.use_node(&mut node).unwrap();
         assert_eq!(values(&run.measured), [3.0, 5.0]);
@@ -268,12 +270,7 @@ mod tests {
     #[test]
     fn what_a_node_did_not_end_is_asked_of_the_next_one() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(
-            &steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false),
-            Clock::Instructions,
-            Measured::default(),
-            &keep,
-        );
+        let mut run = run_of("vmm-agent bulkhead-cold", 2, &keep);
         let mut first = Fake::new(&[Some(0), Some(0), None]);
         assert!(run.use_node(&mut first).is_err());
         assert_eq!(run.measured.failures[0].reason, "the node stood still: it hangs");
@@ -285,12 +282,7 @@ mod tests {
     #[test]
     fn a_call_that_never_succeeds_is_given_up() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(
-            &steps::chosen(&["vmm-agent bulkhead-cold".to_owned()], Some(2), false),
-            Clock::Instructions,
-            Measured::default(),
-            &keep,
-        );
+        let mut run = run_of("vmm-agent bulkhead-cold", 2, &keep);
         let mut node = Fake::new(&[Some(1); 20]);
         run.use_node(&mut node).unwrap();
         assert_eq!((run.measured.samples.len(), node.scripts.len()), (0, 4));
@@ -299,12 +291,7 @@ mod tests {
     #[test]
     fn pods_that_a_failed_call_left_are_removed() {
         let keep = |_: &Measured| Ok(());
-        let mut run = Run::new(
-            &steps::chosen(&["memory bulkhead-cold".to_owned()], Some(1), false),
-            Clock::Instructions,
-            Measured::default(),
-            &keep,
-        );
+        let mut run = run_of("memory bulkhead-cold", 1, &keep);
         let mut node = Fake::new(&[Some(0), Some(1)]);
         run.use_node(&mut node).unwrap();
         let kinds: Vec<bool> = node.scripts.iter().map(|script| script.ends_with(" clean")).collect();
