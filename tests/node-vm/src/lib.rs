@@ -21,6 +21,7 @@ mod accelerator;
 mod control;
 mod disk;
 mod edition;
+mod emulator;
 mod machine;
 mod node;
 mod nudge;

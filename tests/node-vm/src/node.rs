@@ -4,6 +4,7 @@ use crate::accelerator::Accelerator;
 use crate::control::{OFF_REQUEST, OutputScanner, run_request};
 use crate::disk;
 use crate::edition::NodeImage;
+use crate::emulator::Emulator;
 use crate::machine::{Clock, DataDisk, Machine};
 use crate::nudge;
 use anyhow::{Context, Result, bail};
@@ -100,6 +101,12 @@ impl Builder {
     pub fn start(self) -> Result<NodeVm> {
         // Not /tmp, which may be memory: the root disk's changes go here.
         let scratch = tempfile::Builder::new().prefix("node-vm-").tempdir_in("/var/tmp")?;
+        let accelerator = Accelerator::detect()?;
+        // First, so that the copy has long been written when it is run.
+        let emulator = match (self.clock, accelerator) {
+            (Clock::Wall, Accelerator::Kvm) => Emulator::installed(),
+            _ => Emulator::without_fault(scratch.path())?,
+        };
         let mut disks = Vec::new();
         for (name, directory) in &self.shares {
             let file = scratch.path().join(format!("{name}.erofs"));
@@ -113,7 +120,7 @@ impl Builder {
         std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
 
         let machine = Machine {
-            accelerator: Accelerator::detect()?,
+            accelerator,
             clock: self.clock,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
@@ -123,7 +130,7 @@ impl Builder {
             console: logs.join("console.log"),
             monitor: scratch.path().join("monitor"),
         };
-        let mut node = NodeVm::spawn(&machine, scratch, self.artifacts)?;
+        let mut node = NodeVm::spawn(&emulator, &machine, scratch, self.artifacts)?;
         let status = node.run(":", BOOT_DEADLINE, &mut std::io::sink()).context("the node did not boot")?;
         if status != 0 {
             bail!("the node's first script failed with exit code {status}");
@@ -148,10 +155,13 @@ pub struct NodeVm {
 }
 
 impl NodeVm {
-    fn spawn(machine: &Machine, scratch: TempDir, artifacts: Option<PathBuf>) -> Result<Self> {
+    fn spawn(emulator: &Emulator, machine: &Machine, scratch: TempDir, artifacts: Option<PathBuf>) -> Result<Self> {
         // setpriv: QEMU must not outlive a developer's command that was killed.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(machine.arguments());
+        command.args(["--pdeathsig", "KILL"]).arg(&emulator.program).args(machine.arguments());
+        for directory in &emulator.firmware {
+            command.arg("-L").arg(directory);
+        }
         // Where QEMU puts the root disk's snapshot.
         command.env("TMPDIR", scratch.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
