@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
@@ -70,12 +70,9 @@ impl Resources {
         })
     }
 
-    /// In the order of a machine's slots.
-    pub fn duplicates(&self) -> Result<[OwnedFd; 3], SandboxError> {
-        let duplicate = |file: &File| {
-            file.try_clone().map(OwnedFd::from).map_err(SandboxError::host("duplicate", "a descriptor for the VMM"))
-        };
-        Ok([duplicate(&self.kvm)?, duplicate(&self.kernel)?, duplicate(&self.root_image)?])
+    /// What a machine boots with, in the order of its slots.
+    pub fn descriptors<'a>(&'a self, console: &'a OwnedFd) -> [BorrowedFd<'a>; 4] {
+        [self.kvm.as_fd(), self.kernel.as_fd(), self.root_image.as_fd(), console.as_fd()]
     }
 }
 
@@ -247,10 +244,9 @@ async fn cold(
     let vmm = Vmm::spawn(host, cgroup, spec.oom_score, spec.pod.clone())?;
     let console = console(config.debug)?;
     let machine = machine(size, config, uid);
-    let descriptors = [resources.kvm.into(), resources.kernel.into(), resources.root_image.into(), console];
-    vmm.boot(machine, &descriptors, BOOT).await?;
+    vmm.boot(machine, &resources.descriptors(&console), BOOT).await?;
     // The console's log ends with the VMM.
-    drop::<[OwnedFd; 4]>(descriptors);
+    drop((resources, console));
     let booting = trace::span(trace::SHIM, "guest boots");
     vmm.agent_ready().await?;
     drop(booting);
@@ -294,7 +290,7 @@ async fn restored(
             console: FdSlot(4),
             growth_mib: size.growth_mib,
         };
-        let Template { memory, state } = &template;
+        let Template { memory, state, .. } = &template;
         let files = [&resources.kvm, memory, state, &resources.root_image].map(AsFd::as_fd);
         vmm.restore(restore, &[&files[..], &[console.as_fd()]].concat(), RESTORE).await?;
         let agent = connect(vmm).await?;

@@ -93,8 +93,9 @@ async fn save(
         command_line: COMMAND_LINE.to_owned(),
         ..boot::machine(size, config, prepared.uid)
     };
-    let [kvm, kernel, root_image] = resources.duplicates()?;
-    vmm.boot(machine, &[kvm, kernel, root_image, console], LIMIT).await?;
+    vmm.boot(machine, &resources.descriptors(&console), LIMIT).await?;
+    // The console's log ends with the VMM.
+    drop(console);
     vmm.agent_ready().await?;
     tokio::time::sleep(SETTLE).await;
     vmm.snapshot(files, LIMIT).await?;

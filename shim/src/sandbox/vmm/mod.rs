@@ -13,7 +13,7 @@ use super::spec::PodName;
 use crate::trace;
 use client::{Client, Said};
 use failures::Names;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -64,9 +64,13 @@ impl Vmm {
     }
 
     /// Answered when the guest's vCPUs run.
-    pub async fn boot(&self, machine: Machine, descriptors: &[OwnedFd], limit: Duration) -> Result<(), SandboxError> {
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        self.make("boot", Call::Boot(Box::new(machine)), &descriptors, limit).await
+    pub async fn boot(
+        &self,
+        machine: Machine,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(), SandboxError> {
+        self.make("boot", Call::Boot(Box::new(machine)), descriptors, limit).await
     }
 
     /// The same for a machine that is made from a template, whose agent listens then.
