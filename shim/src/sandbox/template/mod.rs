@@ -113,6 +113,7 @@ impl Made {
 pub(super) struct Template {
     pub memory: File,
     pub state: File,
+    record: Record,
 }
 
 /// Why a template that is there is not used; one sentence.
@@ -148,7 +149,7 @@ pub(super) fn open(host: &Host, inputs: Inputs<'_>, size: Size, config: &Config)
         let file = File::open(&path).map_err(read)?;
         if Stamp::of(&file).map_err(read)? == stamp { Ok(file) } else { Err(Unusable::Changed(path.clone())) }
     };
-    Ok(Some(Template { memory: file(MEMORY, record.memory)?, state: file(STATE, record.state)? }))
+    Ok(Some(Template { memory: file(MEMORY, record.memory)?, state: file(STATE, record.state)?, record }))
 }
 
 /// Whether there is one.
@@ -156,21 +157,22 @@ pub(super) fn exists(host: &Host, config: &Config) -> Result<bool, SandboxError>
     Ok(matches!(of_default_size(host, config)?, Ok(Some(_))))
 }
 
-/// Says for which pods there is one, or what is wrong with it: also with its memory, which is too long to be read for each pod.
+/// Says for which pods there is one, or what is wrong with it.
 pub(super) fn check(host: &Host, config: &Config) -> Result<String, SandboxError> {
-    let damaged = |reason: Unusable| SandboxError::Template(reason);
-    let Some(template) = of_default_size(host, config)?.map_err(damaged)? else {
-        return Ok("none, so that pods boot".to_owned());
-    };
-    let record = read_record(&host.templates()).map_err(damaged)?;
-    let digest = digest(&template.memory).map_err(SandboxError::host("read", &host.templates().display()))?;
-    match record {
-        Some(record) if record.memory_digest == digest => Ok(format!(
-            "pods with {} MiB of memory or more and up to {} vCPUs start from it",
-            record.made.memory_mib, record.made.processors
-        )),
-        _ => Err(damaged(Unusable::Changed(host.templates().join(MEMORY)))),
+    match of_default_size(host, config)?.map_err(SandboxError::Template)? {
+        Some(template) => verify(host, &template),
+        None => Ok("none, so that pods boot".to_owned()),
     }
+}
+
+/// Looks at its memory too, which is too long to be read for each pod.
+fn verify(host: &Host, Template { memory, record, .. }: &Template) -> Result<String, SandboxError> {
+    let path = host.templates().join(record.number.to_string()).join(MEMORY);
+    if digest(memory).map_err(SandboxError::host("read", &path.display()))? != record.memory_digest {
+        return Err(SandboxError::Template(Unusable::Changed(path)));
+    }
+    let Made { memory_mib, processors, .. } = record.made;
+    Ok(format!("pods with {memory_mib} MiB of memory or more and up to {processors} vCPUs start from it"))
 }
 
 fn of_default_size(host: &Host, config: &Config) -> Result<Result<Option<Template>, Unusable>, SandboxError> {

@@ -109,3 +109,15 @@ fn a_damaged_record_is_a_reason_not_to_use_it() {
         assert!(node.opens().unwrap_err().contains("cannot read"), "{text}");
     }
 }
+
+#[test]
+fn a_check_reads_the_memory() {
+    let node = Node::new();
+    let template = node.open(SIZE, &Config::default()).unwrap().unwrap();
+    let said = verify(&node.host, &template).unwrap();
+    assert_eq!(said, "pods with 128 MiB of memory or more and up to 4 vCPUs start from it");
+    let path = node.host.templates().join("7").join(MEMORY);
+    std::fs::write(&path, "another").unwrap();
+    let error = verify(&node.host, &template).unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+}
