@@ -1,5 +1,6 @@
 //! Our VMM without a shim: when its guest is there.
 
+use crate::phases::{Phase, Start};
 use crate::sample::tell_time;
 use crate::timeline::{Timeline, initcall, kernel_line};
 use crate::trace;
@@ -23,33 +24,39 @@ pub fn init(files: &Files<'_>) -> Result<Duration> {
     Ok(vmm.elapsed())
 }
 
-/// Tells the time until the agent of a booted guest has answered its first call, and its parts.
+/// Tells the time until the agent of a booted guest has answered its first call, and its phases.
 pub fn agent(files: &Files<'_>) -> Result<()> {
+    let began = trace::now()?;
     let vmm = Vmm::boot(files, &Size::MEASURED)?;
-    vmm.runs()?;
-    let runs = vmm.elapsed();
+    let machine = vmm.runs()?;
     vmm.agent_ready()?;
-    let ready = vmm.elapsed();
-    configure(vmm.connect()?)?;
-    let answered = vmm.elapsed();
-    tell_time("vmm-agent", answered);
-    tell_time("vmm-agent-machine", runs);
-    tell_time("vmm-agent-guest", ready - runs);
-    tell_time("vmm-agent-answer", answered - ready);
+    let ready = trace::now()?;
+    let guest = configure(vmm.connect()?)?;
+    let start = Start { began, machine, guest, answered: trace::now()? };
+    tell_start(&start, start.booted(ready)?);
     Ok(())
 }
 
 /// The same of a guest from a template, which has nothing to do between.
 pub fn restored_agent(files: &Files<'_>, template: &Template) -> Result<()> {
-    let vmm = Vmm::restore(files, template)?;
-    vmm.runs()?;
-    let runs = vmm.elapsed();
-    configure(vmm.connect()?)?;
-    let answered = vmm.elapsed();
-    tell_time("vmm-agent", answered);
-    tell_time("vmm-agent-machine", runs);
-    tell_time("vmm-agent-answer", answered - runs);
+    let start = restored(files, template)?;
+    tell_start(&start, start.restored()?);
     Ok(())
+}
+
+fn restored(files: &Files<'_>, template: &Template) -> Result<Start> {
+    let began = trace::now()?;
+    let vmm = Vmm::restore(files, template)?;
+    let machine = vmm.runs()?;
+    let guest = configure(vmm.connect()?)?;
+    Ok(Start { began, machine, guest, answered: trace::now()? })
+}
+
+fn tell_start(start: &Start, phases: Vec<Phase>) {
+    tell_time("vmm-agent", start.total());
+    for (row, time) in phases {
+        tell_time(row, time);
+    }
 }
 
 /// The template in `directory`, made if there is none.
@@ -79,13 +86,13 @@ pub fn trace(files: &Files<'_>) -> Result<Timeline> {
     let sent = trace::now()?;
     let console = vmm.console()?;
     let reader = std::thread::spawn(move || stamped(console));
-    vmm.runs()?;
+    let machine = vmm.runs()?;
     let booted = trace::now()?;
     vmm.agent_ready()?;
     let ready = trace::now()?;
     let stream = vmm.connect()?;
     let connected = trace::now()?;
-    configure(stream)?;
+    let guest = configure(stream)?;
     let configured = trace::now()?;
     drop(vmm);
     let lines = reader.join().map_err(|_| anyhow!("the console's reader panicked"))??;
@@ -97,7 +104,24 @@ pub fn trace(files: &Files<'_>) -> Result<Timeline> {
     timeline.span("shim", "connect", ready, connected);
     timeline.span("shim", "Configure", connected, configured);
     add_kernel(&mut timeline, &lines, ready);
+    add_stages(&mut timeline, &Start { began: begin, machine, guest, answered: configured });
     Ok(timeline)
+}
+
+/// A start from a template, on one timeline.
+pub fn trace_restored(files: &Files<'_>, template: &Template) -> Result<Timeline> {
+    let start = restored(files, template)?;
+    let mut timeline = Timeline::new(start.began);
+    add_stages(&mut timeline, &start);
+    Ok(timeline)
+}
+
+/// What VMM and agent tell of themselves.
+fn add_stages(timeline: &mut Timeline, start: &Start) {
+    timeline.stages("VMM: stages", start.began, start.machine_stages());
+    let mut guest = start.guest_stages();
+    guest.push(("answer".to_owned(), start.answered));
+    timeline.stages("guest: stages", start.began, guest);
 }
 
 /// Lines with the time at which they came.

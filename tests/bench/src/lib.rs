@@ -12,6 +12,7 @@ pub mod link;
 pub mod memory;
 pub mod network;
 pub mod output;
+pub mod phases;
 pub mod pods;
 pub mod process;
 pub mod qemu;

@@ -50,6 +50,11 @@ fn main() -> Result<()> {
             let timeline = bulkhead::trace(&installed)?;
             timeline.write(&format!("{ARTIFACTS}/vmm-bulkhead-cold.trace.json"))?;
         }
+        ["trace", "bulkhead-template"] => {
+            let template = bulkhead::template(&installed, &file("template"))?;
+            let timeline = bulkhead::trace_restored(&installed, &template)?;
+            timeline.write(&format!("{ARTIFACTS}/vmm-bulkhead-template.trace.json"))?;
+        }
         ["syscalls", contender] => counts::syscalls(handler(contender)?)?,
         ["output", contender] => output::measure(handler(contender)?)?,
         ["network", contender] => network::measure(handler(contender)?)?,

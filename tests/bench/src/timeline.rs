@@ -31,6 +31,15 @@ impl Timeline {
         }));
     }
 
+    /// Stages by their ends: each begins where the one before it ended.
+    pub fn stages(&mut self, lane: &str, begin: Duration, ends: Vec<(String, Duration)>) {
+        let mut begin = begin;
+        for (name, end) in ends {
+            self.span(lane, &name, begin, end);
+            begin = end;
+        }
+    }
+
     pub fn write(&self, path: &str) -> Result<()> {
         let name = |(lane, number): (&String, &usize)| json!({ "ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": { "name": lane } });
         let events: Vec<Value> = self.lanes.iter().map(name).chain(self.events.iter().cloned()).collect();

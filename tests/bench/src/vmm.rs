@@ -1,7 +1,7 @@
 //! Plays the shim for one VMM: starts it, speaks its protocol, and asks its guest's agent.
 
 use agent_protocol::AGENT_PORT;
-use agent_protocol::agent::ConfigureRequest;
+use agent_protocol::agent::{ConfigureRequest, Moments};
 use agent_protocol::agent_ttrpc::AgentClient;
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{
@@ -16,7 +16,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use vmm_protocol::{
-    Call, Device, DeviceId, Event, FdSlot, Jail, MAX_MESSAGE, Machine, Message, RateLimit, Reply, Request, Restore,
+    Answer, Call, Device, DeviceId, Event, FdSlot, Jail, MAX_MESSAGE, Machine, Message, Moment, RateLimit, Reply,
+    Request, Restore,
 };
 
 /// Nobody else's in the node.
@@ -153,14 +154,17 @@ impl Vmm {
         self.console.take().context("the console is read once")
     }
 
-    /// The guest runs: the first request is answered.
-    pub fn runs(&self) -> Result<()> {
-        self.answered(1)
+    /// The guest runs: the first request is answered, with what the VMM did until then.
+    pub fn runs(&self) -> Result<Vec<Moment>> {
+        match self.wait(|message| matches!(message, Message::Reply(reply) if reply.id == 1))? {
+            Message::Reply(Reply { result: Ok(Answer::Running { moments }), .. }) => Ok(moments),
+            other => bail!("the VMM says {other:?} instead of that its guest runs"),
+        }
     }
 
     /// The guest's agent has knocked. A restored one does not.
     pub fn agent_ready(&self) -> Result<()> {
-        self.wait(|message| matches!(message, Message::Event(Event::AgentReady)))
+        self.wait(|message| matches!(message, Message::Event(Event::AgentReady))).map(drop)
     }
 
     /// A connection to the agent.
@@ -217,17 +221,17 @@ impl Vmm {
 
     /// Waits for the answer to a request, which must be that it is done.
     pub fn answered(&self, id: u32) -> Result<()> {
-        self.wait(|message| matches!(message, Message::Reply(reply) if reply.id == id))
+        self.wait(|message| matches!(message, Message::Reply(reply) if reply.id == id)).map(drop)
     }
 
     /// Reads messages until the wanted one comes. One that says that something failed is an error.
-    fn wait(&self, wanted: impl Fn(&Message) -> bool) -> Result<()> {
+    fn wait(&self, wanted: impl Fn(&Message) -> bool) -> Result<Message> {
         loop {
             match self.receive()? {
                 None => bail!("the VMM ended"),
                 Some(Message::Reply(Reply { result: Err(error), .. })) => bail!("the VMM says: {error}"),
                 Some(Message::Event(Event::Stopped(reason))) => bail!("the machine stopped: {reason:?}"),
-                Some(message) if wanted(&message) => return Ok(()),
+                Some(message) if wanted(&message) => return Ok(message),
                 Some(_) => {}
             }
         }
@@ -260,15 +264,15 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
-/// The agent's first call, the one that the shim makes.
-pub fn configure(stream: UnixStream) -> Result<()> {
+/// The agent's first call, the one that the shim makes. Returns what the guest did until it answered.
+pub fn configure(stream: UnixStream) -> Result<Moments> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         stream.set_nonblocking(true)?;
         let stream = tokio::net::UnixStream::from_std(stream)?;
         let agent = AgentClient::new(ttrpc::r#async::Client::new(stream.into()));
         let request = ConfigureRequest { hostname: "bench".into(), entropy: vec![7; 64], ..Default::default() };
-        agent.configure(ttrpc::context::with_duration(ANSWER), &request).await.context("the agent does not answer")?;
-        Ok(())
+        let answer = agent.configure(ttrpc::context::with_duration(ANSWER), &request).await;
+        answer.context("the agent does not answer")?.moments.into_option().context("the agent tells no moments")
     })
 }

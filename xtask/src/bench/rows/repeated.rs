@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 /// Rows by how their names begin, and by what share their medians may differ. Others are not bound.
 const BOUNDS: [(&str, f64); 4] = [("vmm-init", 0.01), ("vmm-agent", 0.01), ("pod-", 0.03), ("exec", 0.03)];
 
-/// When a VMM's answer is read depends on who runs next: only the whole is bound.
+/// Some take two milliseconds, and repeat within 3 %: only the whole is bound.
 const PARTS: &str = "vmm-agent-";
 
 pub fn check(one: &BenchResult, other: &BenchResult) -> Result<()> {

@@ -14,8 +14,9 @@ const fn row(name: &'static str, title: &'static str, unit: &'static str) -> Row
 pub const ROWS: &[Row] = &[
     row("vmm-init", "VMM start to guest init, same kernel and init", "s"),
     row("vmm-agent", "VMM start to the agent's first answer", "s"),
-    row("vmm-agent-machine", "of it: until the guest runs", "s"),
-    row("vmm-agent-guest", "from there to the agent's sign", "s"),
+    row("vmm-agent-machine", "of it: until the machine is made", "s"),
+    row("vmm-agent-kernel", "from there to the guest's init", "s"),
+    row("vmm-agent-init", "from there to the agent's sign", "s"),
     row("vmm-agent-answer", "from there to its answer", "s"),
     row("exits", "exits from the guest until its init", "exits"),
     row("exits-page", "of them: page faults", "exits"),

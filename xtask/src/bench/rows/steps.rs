@@ -85,6 +85,7 @@ const STEPS: &[Step] = &[
     program("link-datagrams", "qemu").compared().rounds(2, 0),
     program("link-datagrams", "qemu-vhost").compared().rounds(2, 0),
     program("trace", "bulkhead-cold").rounds(1, 0),
+    program("trace", "bulkhead-template").rounds(1, 0),
     pod("pod", "bulkhead-cold"),
     pod("pod", "bulkhead-template"),
     pod("pod", "runc"),
