@@ -22,7 +22,7 @@ bench: setup
 bench-compare: setup
 	cargo xtask bench compare
 
-# Whether starts have become slower than tests/bench/budget.json allows.
+# Whether a phase of a start has become slower than tests/bench/budget.json allows.
 bench-budget: setup
 	cargo xtask bench budget
 
