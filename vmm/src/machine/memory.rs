@@ -21,6 +21,8 @@ const IMAGE_ALIGNMENT: u64 = 2 << 20;
 pub enum MemoryError {
     #[error("cannot map {0} MiB of guest memory")]
     Map(u64, #[source] FromRangesError),
+    #[error("cannot keep guest memory in small pages")]
+    Advise(#[source] io::Error),
     #[error("cannot map an image")]
     MapImage(#[source] io::Error),
     #[error("an image of {0} bytes cannot be mapped")]
@@ -35,13 +37,30 @@ pub enum MemoryError {
     Slot { slot: u32, source: kvm_ioctls::Error },
 }
 
-/// RAM. Pages are taken from the host when the guest first touches them.
+/// RAM. Pages are taken from the host when the guest first touches them, one by one: of a huge page, a guest that idles would
+/// use half, and the host's `khugepaged` would make huge ones of what a template shares and of what free page reporting gave back.
 pub fn guest_memory(ram: &[Range<u64>]) -> Result<GuestMemory, MemoryError> {
     let size: u64 = ram.iter().map(|range| range.end - range.start).sum();
     #[expect(clippy::cast_possible_truncation, reason = "addresses are 64 bits wide on every host of this machine")]
     let ranges: Vec<_> =
         ram.iter().map(|range| (GuestAddress(range.start), (range.end - range.start) as usize)).collect();
-    GuestMemoryMmap::from_ranges(&ranges).map(Arc::new).map_err(|error| MemoryError::Map(size >> 20, error))
+    let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| MemoryError::Map(size >> 20, error))?;
+    keep_small(&memory)?;
+    Ok(Arc::new(memory))
+}
+
+fn keep_small(memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+    for region in memory.iter() {
+        let length = usize::try_from(region.len()).unwrap_or(usize::MAX);
+        // SAFETY: the range is the region's mapping, and the advice changes no content.
+        let result = unsafe { libc::madvise(region.as_ptr().cast(), length, libc::MADV_NOHUGEPAGE) };
+        let error = io::Error::last_os_error();
+        // EINVAL: a kernel without huge pages.
+        if result != 0 && error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(MemoryError::Advise(error));
+        }
+    }
+    Ok(())
 }
 
 /// Why a file does not come to lie over guest memory.
@@ -196,4 +215,40 @@ fn set_slot(vm: &VmFd, region: kvm_userspace_memory_region) -> Result<(), Memory
     // SAFETY: the range is a live mapping, held by `GuestMemory` or `Window`, which the machine keeps while its
     // vCPUs run.
     unsafe { vm.set_user_memory_region(region) }.map_err(|source| MemoryError::Slot { slot, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::x86_64::layout;
+    use std::path::Path;
+
+    /// Whether the mapping of a guest's address must not have huge pages.
+    fn small(memory: &GuestMemory, guest: u64) -> bool {
+        let host = memory.get_host_address(GuestAddress(guest)).unwrap() as usize;
+        let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut here = false;
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap_or_default();
+            if let Some((start, end)) = first.split_once('-') {
+                let address = |text| usize::from_str_radix(text, 16).unwrap();
+                here = (address(start)..address(end)).contains(&host);
+            } else if here && first == "VmFlags:" {
+                return words.any(|flag| flag == "nh");
+            }
+        }
+        panic!("no mapping at {host:#x}");
+    }
+
+    #[test]
+    fn ram_has_small_pages_and_what_comes_later_those_of_the_host() {
+        if !Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            return;
+        }
+        let (start, end) = (1 << 32, (1 << 32) + (4 << 20));
+        let memory = and_growth(guest_memory(&layout::ram(4 << 20)).unwrap(), &(start..end)).unwrap();
+        assert!(small(&memory, 0));
+        assert!(!small(&memory, start));
+    }
 }

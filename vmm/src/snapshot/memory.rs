@@ -2,7 +2,6 @@
 //!
 //! What is zero for long is not in the file and stays anonymous in a restored machine: reading it needs no page, and what the
 //! guest never used costs nothing. Shorter gaps are kept, since each mapping costs more than a few pages of a shared file.
-#![expect(unsafe_code, reason = "advises the kernel on guest memory")]
 
 use super::codec::{CodecError, Reader, Saved, Writer};
 use crate::machine::{OverlayError, overlay};
@@ -11,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 const PAGE: usize = 4096;
 const CHUNK: usize = 64 * PAGE;
@@ -36,8 +35,6 @@ pub enum MemoryFileError {
     Place(usize),
     #[error("cannot map piece {0} of the memory file")]
     Map(usize, #[source] io::Error),
-    #[error("cannot keep guest memory in small pages")]
-    Advise(#[source] io::Error),
 }
 
 /// Guest memory that is in the file.
@@ -123,21 +120,6 @@ pub fn map(memory: &GuestMemory, file: &File, extents: &[Extent]) -> Result<(), 
             OverlayError::Place => place(),
             OverlayError::Map(error) => MemoryFileError::Map(number, error),
         })?;
-    }
-    keep_small(memory)
-}
-
-/// A huge page for what a guest touches first would cost more than all that the template saves.
-fn keep_small(memory: &GuestMemory) -> Result<(), MemoryFileError> {
-    for region in memory.iter() {
-        let length = usize::try_from(region.len()).unwrap_or(usize::MAX);
-        // SAFETY: the range is the region's mapping, and the advice changes no content.
-        let result = unsafe { libc::madvise(region.as_ptr().cast(), length, libc::MADV_NOHUGEPAGE) };
-        let error = io::Error::last_os_error();
-        // EINVAL: a kernel without huge pages.
-        if result != 0 && error.raw_os_error() != Some(libc::EINVAL) {
-            return Err(MemoryFileError::Advise(error));
-        }
     }
     Ok(())
 }
