@@ -3,7 +3,7 @@
 use e2e::log::ContainerdLog;
 use e2e::node_config::NodeConfig;
 use e2e::vmm::Vmm;
-use e2e::{BUSYBOX, Container, FOREVER, eventually};
+use e2e::{BUSYBOX, Container, DEBIAN, FOREVER, eventually};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -36,11 +36,12 @@ fn is_restored(vmm: &Vmm) -> bool {
     vmm.read("maps").lines().any(|line| line.ends_with("/memory"))
 }
 
-/// What must be different in each guest: boot id, both ways to the kernel's generator, and a key that a program makes.
+/// What must be different in each guest: boot id, both ways to the kernel's generator, and an SSH key.
 fn random_of_a_new_pod() -> [String; 4] {
-    let script = "cat /proc/sys/kernel/random/boot_id; head -c 32 /dev/urandom | sha256sum; \
-        head -c 32 /dev/random | sha256sum; mktemp -u XXXXXXXXXXXXXXXXXXXXXXXX";
-    let said = Container::new(BUSYBOX, "overlayfs").shell(script).run().success().stdout();
+    let script = "set -e; cat /proc/sys/kernel/random/boot_id; head -c 32 /dev/urandom | sha256sum; \
+        head -c 32 /dev/random | sha256sum; \
+        ssh-keygen -q -t ed25519 -N '' -C '' -f /tmp/key; cat /tmp/key.pub";
+    let said = Container::new(DEBIAN, "overlayfs").shell(script).run().success().stdout();
     let lines: Vec<String> = said.lines().map(str::to_owned).collect();
     lines.try_into().unwrap_or_else(|lines| panic!("{lines:?}"))
 }
