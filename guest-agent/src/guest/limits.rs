@@ -8,7 +8,7 @@ use std::path::Path;
 /// Containers inherit it when their specification says nothing, as on a node with containerd's own unit.
 const MAX_OPEN_FILES: u64 = 1 << 20;
 
-const SYSCTLS: [(&str, &str); 7] = [
+const SYSCTLS: [(&str, &str); 8] = [
     // Containers' limits are their cgroups'. The kernel's own defaults shrink with the guest's first memory.
     ("kernel/threads-max", "1048576"),
     ("kernel/pid_max", "4194304"),
@@ -22,6 +22,8 @@ const SYSCTLS: [(&str, &str); 7] = [
     ("vm/overcommit_memory", "1"),
     // What databases ask for, and nodes are commonly set to.
     ("vm/max_map_count", "262144"),
+    // Else a thread of the kernel wakes up twice a second to see how fragmented memory is: most of what an idle guest does.
+    ("vm/compaction_proactiveness", "0"),
 ];
 
 /// The orphans of containers become the agent's children, not PID 1's.

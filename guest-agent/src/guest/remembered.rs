@@ -11,28 +11,38 @@ use std::time::Duration;
 /// So many are worth it. The overhead of the usual RuntimeClass holds a few more.
 const MANY: u64 = 8192;
 
+const STACK: usize = 64 << 10;
+
 /// Between two looks while nothing goes on, and while the number grows.
 const QUIET: Duration = Duration::from_secs(1);
 const BUSY: Duration = Duration::from_millis(100);
 
-/// Watches from now on, in the background.
+/// How much later than that a look may be, to go with another timer: an idle guest does not wake up for it. One that works has a timer
+/// every few milliseconds.
+const LATER_NS: u64 = 3_000_000_000;
+
+/// Watches from now on, in a thread of its own: how late a timer may be is a thread's matter.
 pub fn watch() {
-    tokio::spawn(async {
+    let thread = std::thread::Builder::new().name("remembered".to_owned()).stack_size(STACK);
+    if let Err(error) = thread.spawn(|| {
+        if let Err(error) = nix::sys::prctl::set_timerslack(LATER_NS) {
+            tracing::warn!(%error, "cannot look at remembered files with other timers");
+        }
         let mut watch = Watch::default();
-        loop {
-            let Some(files) = remembered() else { return };
-            tokio::time::sleep(match watch.look(files) {
-                Look::Wait(interval) => interval,
+        while let Some(files) = remembered() {
+            match watch.look(files) {
+                Look::Wait(interval) => std::thread::sleep(interval),
                 Look::Forget => {
-                    forget().await;
+                    forget();
                     let Some(files) = remembered() else { return };
                     watch.forgotten(files);
-                    BUSY
+                    std::thread::sleep(BUSY);
                 }
-            })
-            .await;
+            }
         }
-    });
+    }) {
+        tracing::warn!(%error, "cannot watch remembered files");
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -74,12 +84,10 @@ fn remembered() -> Option<u64> {
 }
 
 /// Twice: an entry that was used since the last time only loses the mark that says so.
-async fn forget() {
-    let write = || (0..2).try_for_each(|_| std::fs::write(Path::new("/proc/sys/vm/drop_caches"), "2"));
-    match tokio::task::spawn_blocking(write).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "cannot have the kernel forget files"),
-        Err(error) => tracing::warn!(%error, "cannot run a thread"),
+fn forget() {
+    let write = || std::fs::write(Path::new("/proc/sys/vm/drop_caches"), "2");
+    if let Err(error) = (0..2).try_for_each(|_| write()) {
+        tracing::warn!(%error, "cannot have the kernel forget files");
     }
 }
 
