@@ -2,6 +2,7 @@
 
 pub mod allocator;
 pub mod control;
+pub mod descriptors;
 pub mod jail;
 pub mod machine;
 pub mod moments;

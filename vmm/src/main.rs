@@ -1,6 +1,6 @@
 //! `bulkhead-vmm`: one virtual machine. Takes no arguments; everything arrives over the control socket.
 
-use bulkhead_vmm::{allocator, control, jail};
+use bulkhead_vmm::{allocator, control, descriptors, jail};
 use std::io;
 use std::process::ExitCode;
 
@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         tracing::error!(%error, "cannot close inherited descriptors");
         return ExitCode::FAILURE;
     }
+    descriptors::make_room(io::stdin());
     allocator::use_one_heap();
     match control::run(io::stdin()) {
         Ok(()) => ExitCode::SUCCESS,

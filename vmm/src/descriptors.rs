@@ -1,0 +1,31 @@
+//! Room for descriptors, made while the process has one thread.
+//!
+//! Linux begins with room for 64, and makes more when it is needed. With threads it then waits until no processor of the node can still be
+//! reading the old table (RCU's grace period): 10 ms, in the call that attaches a pod's first device.
+
+use nix::fcntl::{FcntlArg, fcntl};
+use std::os::fd::AsFd;
+
+/// Four times as much. A machine with a few devices needs more than 64.
+const ROOM: i32 = 256;
+
+/// Nothing is lost without it but time, so that an error (a limit that is lower) is none.
+pub fn make_room(any: impl AsFd) {
+    if let Ok(last) = fcntl(any, FcntlArg::F_DUPFD_CLOEXEC(ROOM - 1)) {
+        nix::unistd::close(last).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ROOM, make_room};
+
+    #[test]
+    fn there_is_room_and_nothing_is_left_open() {
+        make_room(std::io::stderr());
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        assert!(size.trim().parse::<i32>().unwrap() >= ROOM, "{size}");
+        assert!(!std::path::Path::new("/proc/self/fd").join((ROOM - 1).to_string()).exists());
+    }
+}
