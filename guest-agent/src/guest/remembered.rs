@@ -24,24 +24,26 @@ const LATER_NS: u64 = 3_000_000_000;
 /// Watches from now on, in a thread of its own: how late a timer may be is a thread's matter.
 pub fn watch() {
     let thread = std::thread::Builder::new().name("remembered".to_owned()).stack_size(STACK);
-    if let Err(error) = thread.spawn(|| {
-        if let Err(error) = nix::sys::prctl::set_timerslack(LATER_NS) {
-            tracing::warn!(%error, "cannot look at remembered files with other timers");
-        }
-        let mut watch = Watch::default();
-        while let Some(files) = remembered() {
-            match watch.look(files) {
-                Look::Wait(interval) => std::thread::sleep(interval),
-                Look::Forget => {
-                    forget();
-                    let Some(files) = remembered() else { return };
-                    watch.forgotten(files);
-                    std::thread::sleep(BUSY);
-                }
+    if let Err(error) = thread.spawn(look_on) {
+        tracing::warn!(%error, "cannot watch remembered files");
+    }
+}
+
+fn look_on() {
+    if let Err(error) = nix::sys::prctl::set_timerslack(LATER_NS) {
+        tracing::warn!(%error, "cannot look at remembered files with other timers");
+    }
+    let mut watch = Watch::default();
+    while let Some(files) = remembered() {
+        match watch.look(files) {
+            Look::Wait(interval) => std::thread::sleep(interval),
+            Look::Forget => {
+                forget();
+                let Some(files) = remembered() else { return };
+                watch.forgotten(files);
+                std::thread::sleep(BUSY);
             }
         }
-    }) {
-        tracing::warn!(%error, "cannot watch remembered files");
     }
 }
 

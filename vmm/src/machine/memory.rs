@@ -244,6 +244,7 @@ mod tests {
     #[test]
     fn ram_has_small_pages_and_what_comes_later_those_of_the_host() {
         if !Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            println!("test skipped: this kernel has no huge pages");
             return;
         }
         let (start, end) = (1 << 32, (1 << 32) + (4 << 20));
