@@ -5,9 +5,7 @@ use crate::{memory, pods};
 use anyhow::{Context, Result};
 use e2e::cri::Pod;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Of the node's processors.
@@ -31,7 +29,7 @@ const WATCHED: Duration = Duration::from_secs(20);
 /// Pods that fit into what is left when most of the node's memory is taken.
 pub fn density(handler: &str) -> Result<()> {
     drop(pods::start(handler)?);
-    let ballast = Ballast::new(memory::available()? - ROOM)?;
+    let ballast = ballast(memory::available()? - ROOM);
     let mut pods: Vec<Pod> = Vec::new();
     while memory::available()? > FULL {
         pods.push(pods::start(handler)?);
@@ -42,27 +40,12 @@ pub fn density(handler: &str) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of the node's memory that nobody else gets.
-struct Ballast(PathBuf);
-
-impl Ballast {
-    fn new(bytes: f64) -> Result<Self> {
-        let ballast = Self("/dev/shm/ballast".into());
-        let mut file = fs::File::create(&ballast.0)?;
-        let block = vec![1; 1 << 20];
-        let mut left = bytes;
-        while left > 0.0 {
-            file.write_all(&block)?;
-            left -= memory::MIB;
-        }
-        Ok(ballast)
-    }
-}
-
-impl Drop for Ballast {
-    fn drop(&mut self) {
-        fs::remove_file(&self.0).ok();
-    }
+/// Memory of the node that nobody else gets.
+fn ballast(bytes: f64) -> Vec<u8> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole bytes of a node's memory")]
+    let length = bytes.max(0.0) as usize;
+    // Written to, so that it is there.
+    std::hint::black_box(vec![1; length])
 }
 
 /// Busy time of the node's processors with 40 pods, in per cent of one, less what it is without.

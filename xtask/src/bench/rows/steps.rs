@@ -40,12 +40,12 @@ pub struct Step {
 
 /// A VMM and a guest alone. They take a fifth of a second.
 const fn program(measurement: &'static str, contender: &'static str) -> Step {
-    Step { stage: Stage::Programs, measurement, contender, compared: false, rounds: 5, quick_rounds: 2, limit: 2 }
+    Step { stage: Stage::Programs, measurement, contender, compared: false, rounds: 9, quick_rounds: 2, limit: 2 }
 }
 
 /// A pod from its start to its end takes seconds, most of them pauses.
 const fn pod(measurement: &'static str, contender: &'static str) -> Step {
-    Step { stage: Stage::Pods, measurement, contender, compared: false, rounds: 7, quick_rounds: 3, limit: 6 }
+    Step { stage: Stage::Pods, measurement, contender, compared: false, rounds: 15, quick_rounds: 3, limit: 6 }
 }
 
 /// Pods at once, which are started one after the other.
