@@ -21,11 +21,10 @@ mod tests {
     use super::{ROOM, make_room};
 
     #[test]
-    fn there_is_room_and_nothing_is_left_open() {
+    fn there_is_room() {
         make_room(std::io::stderr());
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
         assert!(size.trim().parse::<i32>().unwrap() >= ROOM, "{size}");
-        assert!(!std::path::Path::new("/proc/self/fd").join((ROOM - 1).to_string()).exists());
     }
 }
