@@ -4,10 +4,9 @@ use super::result::BenchResult;
 use anyhow::{Result, bail};
 
 /// Rows by how their names begin, and by what share their medians may differ. Others are not bound.
-const BOUNDS: [(&str, f64); 5] =
-    [("vmm-init", 0.01), ("vmm-agent", 0.01), ("pod-ready", 0.03), ("exec", 0.03), ("pod-gone", 0.03)];
+const BOUNDS: [(&str, f64); 4] = [("vmm-init", 0.01), ("vmm-agent", 0.01), ("pod-", 0.03), ("exec", 0.03)];
 
-/// Some take two milliseconds, and repeat within 3 %: only the whole is bound. So it is with the parts of `pod-ready` and `pod-gone`.
+/// Some take two milliseconds, and repeat within 3 %: only the whole is bound.
 const PARTS: &str = "vmm-agent-";
 
 pub fn check(one: &BenchResult, other: &BenchResult) -> Result<()> {
