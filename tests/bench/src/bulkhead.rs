@@ -3,9 +3,8 @@
 use crate::phases::{Phase, Start};
 use crate::sample::tell_time;
 use crate::timeline::{Timeline, initcall, kernel_line};
-use crate::trace;
 use crate::vmm::{Files, Size, Template, Vmm, configure};
-use crate::{INIT_LINE, console};
+use crate::{INIT_LINE, console, rest, trace};
 use anyhow::{Result, anyhow};
 use std::io::{BufRead, BufReader, PipeReader};
 use std::path::Path;
@@ -19,6 +18,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 /// Time until the guest's init has said that it runs.
 pub fn init(files: &Files<'_>) -> Result<Duration> {
+    rest::settle()?;
     let mut vmm = Vmm::boot(files, &Size::MEASURED)?;
     console::wait_for(vmm.console()?, INIT_LINE)?;
     Ok(vmm.elapsed())
@@ -26,6 +26,7 @@ pub fn init(files: &Files<'_>) -> Result<Duration> {
 
 /// Tells the time until the agent of a booted guest has answered its first call, and its phases.
 pub fn agent(files: &Files<'_>) -> Result<()> {
+    rest::settle()?;
     let began = trace::now()?;
     let vmm = Vmm::boot(files, &Size::MEASURED)?;
     let machine = vmm.runs()?;
@@ -45,6 +46,7 @@ pub fn restored_agent(files: &Files<'_>, template: &Template) -> Result<()> {
 }
 
 fn restored(files: &Files<'_>, template: &Template) -> Result<Start> {
+    rest::settle()?;
     let began = trace::now()?;
     let vmm = Vmm::restore(files, template)?;
     let machine = vmm.runs()?;

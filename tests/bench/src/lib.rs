@@ -16,6 +16,7 @@ pub mod phases;
 pub mod pods;
 pub mod process;
 pub mod qemu;
+pub mod rest;
 pub mod sample;
 pub mod timeline;
 pub mod trace;

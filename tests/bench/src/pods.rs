@@ -1,11 +1,10 @@
 //! Pods as kubelet makes them: through CRI, with one busybox container that sleeps.
 
-use crate::process;
 use crate::sample::tell_time;
+use crate::{process, rest};
 use anyhow::{Result, ensure};
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::{BUSYBOX, FOREVER};
-use std::time::{Duration, Instant};
 
 /// Execs in one pod.
 const EXECS: usize = 5;
@@ -13,37 +12,48 @@ const EXECS: usize = 5;
 /// In the path of a template's memory.
 const TEMPLATES: &str = "/templates/";
 
-/// For what containerd and the guest do after they answered.
-const SETTLE: Duration = Duration::from_secs(2);
-
-/// Starts a pod, runs a command in it, and removes it.
+/// Two pods, one after the other. The first is started and removed as quickly as it goes, with commands between; the second has its calls
+/// one by one, since work that is left when one was answered would be the next one's.
 pub fn measure(handler: &str) -> Result<()> {
-    let mut watch = Watch::start();
+    at_once(handler)?;
+    call_by_call(handler)
+}
+
+fn at_once(handler: &str) -> Result<()> {
+    let started = rest::settle()?;
     let pod = run(handler)?;
-    watch.lap("pod-run");
-    let container = pod.container("main", BUSYBOX).command(&FOREVER).try_create()?;
-    watch.lap("pod-create");
-    container.start()?;
-    watch.lap("pod-start");
-    watch.total("pod-ready");
+    let container = container(&pod)?;
+    tell_time("pod-ready", started.elapsed());
     check_origin(handler)?;
 
-    std::thread::sleep(SETTLE);
     for _ in 0..EXECS {
-        let mut watch = Watch::start();
+        let started = rest::settle()?;
         let done = container.try_exec(&["/bin/true"], None)?;
-        watch.lap("exec");
+        tell_time("exec", started.elapsed());
         ensure!(done.code == 0, "true ended with {}", done.code);
     }
 
-    std::thread::sleep(SETTLE);
-    let mut watch = Watch::start();
+    let started = rest::settle()?;
     pod.stop()?;
-    watch.lap("pod-stop");
     pod.remove()?;
-    watch.lap("pod-remove");
-    watch.total("pod-gone");
+    tell_time("pod-gone", started.elapsed());
     Ok(())
+}
+
+fn call_by_call(handler: &str) -> Result<()> {
+    let pod = timed("pod-run", || run(handler))?;
+    let container = timed("pod-create", || Ok(pod.container("main", BUSYBOX).command(&FOREVER).try_create()?))?;
+    timed("pod-start", || Ok(container.start()?))?;
+    timed("pod-stop", || Ok(pod.stop()?))?;
+    timed("pod-remove", || Ok(pod.remove()?))
+}
+
+/// Tells how long one call takes in a node at rest.
+fn timed<T>(row: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = rest::settle()?;
+    let done = call()?;
+    tell_time(row, started.elapsed());
+    Ok(done)
 }
 
 /// A pod with the container of the comparison in it.
@@ -88,27 +98,4 @@ pub fn clean() -> Result<()> {
         call::<Empty>("RuntimeService/RemovePodSandbox", &id)?;
     }
     Ok(())
-}
-
-/// Tells the time of each part, and of all.
-struct Watch {
-    start: Instant,
-    lap: Instant,
-}
-
-impl Watch {
-    fn start() -> Self {
-        let start = Instant::now();
-        Self { start, lap: start }
-    }
-
-    fn lap(&mut self, row: &str) {
-        let now = Instant::now();
-        tell_time(row, now - self.lap);
-        self.lap = Instant::now();
-    }
-
-    fn total(&self, row: &str) {
-        tell_time(row, self.lap - self.start);
-    }
 }

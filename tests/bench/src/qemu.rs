@@ -1,12 +1,12 @@
 //! QEMU's microvm, as our VMM is compared with it: the same kernel, root image and size.
 
-use crate::{GUEST_MIB, INIT_LINE, console};
+use crate::{GUEST_MIB, INIT_LINE, console, rest};
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::{chroot, fchdir};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What Debian's QEMU does when it is told nothing, but for devices that the guest does not need.
 const ARGUMENTS: &str = "-nodefaults -no-user-config -no-reboot -display none -monitor none \
@@ -45,7 +45,7 @@ pub fn become_qemu(files: &Files<'_>, append: &str, arguments: &[String]) -> Res
 /// Time until the guest's init has said that it runs.
 pub fn init(files: &Files<'_>) -> Result<Duration> {
     within(files, || {
-        let started = Instant::now();
+        let started = rest::settle()?;
         let mut child = command(files, "").stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("QEMU")?;
         let console = child.stdout.take().context("QEMU has no standard output")?;
         let found = console::wait_for(console, INIT_LINE);
