@@ -1,7 +1,7 @@
-//! What must not grow again (`tests/bench/budget.json`): the phases of a start, each of which may be a little more than the baseline's, and
-//! no more. A short phase could double, and be lost in the whole.
+//! What must not grow again (`tests/bench/budget.json`): the phases of a start, each of which may be a little more than the baseline's
+//! largest value, and no more. A short phase could double, and be lost in the whole.
 
-use super::result::BenchResult;
+use super::result::{BenchResult, Figure};
 use super::row;
 use crate::run;
 use anyhow::{Context, Result, bail};
@@ -20,7 +20,7 @@ const FURTHER: &str = "\
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Budget {
-    /// How much a figure may be, as a multiple of the baseline's.
+    /// How much a median may be, as a multiple of the baseline's largest value.
     allowance: f64,
     figures: Vec<Guarded>,
 }
@@ -59,8 +59,10 @@ fn compare(budget: &Budget, baseline: &BenchResult, result: &BenchResult) -> (Ve
     let (mut within, mut excesses) = (Vec::new(), Vec::new());
     for Guarded { phase, row, contender } in &budget.figures {
         let name = format!("{phase} ({row} of {contender})");
-        let median = |of: &BenchResult| of.find(row, contender).map(|figure| figure.median);
-        match (median(baseline), median(result)) {
+        // What the guest's kernel does beside its init comes before or after the end of a phase: short ones have two values.
+        let largest = |figure: &Figure| figure.values.iter().copied().reduce(f64::max);
+        let before = baseline.find(row, contender).and_then(largest);
+        match (before, result.find(row, contender).map(|figure| figure.median)) {
             (None, _) => excesses.push(format!("{name}: the baseline has none")),
             (_, None) => excesses.push(format!("{name}: not measured")),
             (Some(before), Some(now)) => {
@@ -83,7 +85,7 @@ mod tests {
     fn five_per_cent_more_are_allowed_and_a_missing_figure_is_not() {
         let guarded = |row: &str| Guarded { phase: "a phase".into(), row: row.into(), contender: "runc".into() };
         let budget = Budget { allowance: 1.05, figures: vec![guarded("exec"), guarded("churn")] };
-        let baseline = result(&[("exec", "runc", 1.0), ("churn", "runc", 1.0)]);
+        let baseline = result(&[("exec", "runc", 0.6), ("exec", "runc", 1.0), ("churn", "runc", 1.0)]);
         let (within, excesses) =
             compare(&budget, &baseline, &result(&[("exec", "runc", 1.04), ("churn", "runc", 0.5)]));
         assert_eq!((within.len(), excesses.len()), (2, 0));
