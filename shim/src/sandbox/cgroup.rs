@@ -10,7 +10,7 @@ use super::SandboxError;
 use super::host::create_directories;
 use super::id::SandboxId;
 use super::spec::SpecError;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::thread::sleep;
@@ -119,10 +119,10 @@ impl Cgroup {
         }
     }
 
-    /// The file that a process joins the cgroup by writing `0` to.
-    pub fn entrance(&self) -> Result<File, SandboxError> {
-        let path = self.path().join("cgroup.procs");
-        OpenOptions::new().write(true).open(&path).map_err(SandboxError::host("open", &path.display()))
+    /// Its directory, for a process that is to be born in it.
+    pub fn open(&self) -> Result<File, SandboxError> {
+        let path = self.path();
+        File::open(&path).map_err(SandboxError::host("open", &path.display()))
     }
 
     /// Kills every process in it and waits until they are gone. A cgroup that does not exist is fine.

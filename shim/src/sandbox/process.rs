@@ -1,21 +1,23 @@
 //! A process of the sandbox on the node: the VMM or the file server.
 //!
-//! It gets a control socket as fd 0, a log pipe as fd 2, an empty environment, and nothing else of the shim's. It is in
-//! the sandbox's cgroup before its program runs, so that nothing it uses is charged elsewhere.
-#![expect(unsafe_code, reason = "joining a cgroup and closing descriptors between fork and exec")]
+//! It gets a control socket as fd 0, a log pipe as fd 2, an empty environment, and nothing else of the shim's. It is born in
+//! the sandbox's cgroup, so that nothing it uses is charged elsewhere.
+
+#[expect(unsafe_code, reason = "a child that is born in a cgroup, and its descriptors until it is a program")]
+mod spawn;
 
 use super::SandboxError;
 use super::cgroup::Cgroup;
 use super::lines::{self, Forwarding, Source};
 use nix::fcntl::OFlag;
+use nix::sys::wait::WaitStatus;
+use spawn::Child;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
 
 /// A running process, reaped by a task of its own. Dropping the handle does not end it.
@@ -43,17 +45,14 @@ pub(super) struct Program<'a> {
 impl Process {
     pub fn spawn(program: &Program<'_>, control: OwnedFd, cgroup: &Cgroup) -> Result<Self, SandboxError> {
         let failed = |error: io::Error| SandboxError::host("start", &program.path.display())(error);
-        let entrance = cgroup.entrance()?;
+        let directory = cgroup.open()?;
+        let nothing = File::options().write(true).open("/dev/null").map_err(SandboxError::host("open", "/dev/null"))?;
         let (log, log_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
-        let mut command = Command::new(program.path);
-        command.args(program.arguments).env_clear().current_dir("/").kill_on_drop(true);
-        command.stdin(control).stdout(Stdio::null()).stderr(log_writer);
-        // SAFETY: the closure makes two system calls on a descriptor that it owns, and allocates nothing.
-        unsafe { command.pre_exec(move || enter(&entrance)) };
-        let child = command.spawn().map_err(failed)?;
-        // The command holds the parent's ends of stdin and stderr: the log would never end with it.
-        drop(command);
-        let pid = child.id().ok_or_else(|| failed(io::Error::other("it ended at once")))?;
+        let standard = [control.as_fd(), nothing.as_fd(), log_writer.as_fd()];
+        let child = spawn::spawn(program.path, program.arguments, standard, &directory).map_err(failed)?;
+        // The log would never end with the parent's end of it.
+        drop((control, log_writer));
+        let pid = child.pid();
         // Until it is reaped, which is not before the end of this function, the pid is its own.
         let score = format!("/proc/{pid}/oom_score_adj");
         let score = File::options().write(true).open(&score).map_err(SandboxError::host("open", &score))?;
@@ -92,15 +91,6 @@ fn write_score(mut file: &File, score: u16) -> io::Result<()> {
     file.write_all(score.to_string().as_bytes())
 }
 
-/// Between fork and exec.
-fn enter(entrance: &File) -> io::Result<()> {
-    nix::unistd::write(entrance, b"0")?;
-    let (first, last) = (3u32, u32::MAX);
-    // SAFETY: the call marks descriptors of the child; no memory is passed. Those of std's spawn are marked already.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 async fn reap(
     name: &'static str,
     mut child: Child,
@@ -110,7 +100,10 @@ async fn reap(
 ) {
     let status = tokio::select! {
         status = child.wait() => status,
-        () = kill.notified() => child.kill().await.and(child.wait().await),
+        () = kill.notified() => {
+            child.kill();
+            child.wait().await
+        }
     };
     let mut text = match status {
         Ok(status) => describe(name, status),
@@ -122,12 +115,11 @@ async fn reap(
     ended.send_replace(Some(text));
 }
 
-fn describe(name: &str, status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("the {name} ended with exit code {code}"),
-        (_, Some(signal)) => format!("the {name} was killed by signal {signal}"),
-        _ => format!("the {name} ended"),
+fn describe(name: &str, status: WaitStatus) -> String {
+    match status {
+        WaitStatus::Exited(_, code) => format!("the {name} ended with exit code {code}"),
+        WaitStatus::Signaled(_, signal, _) => format!("the {name} was killed by signal {}", signal as i32),
+        other => format!("the {name} ended: {other:?}"),
     }
 }
 

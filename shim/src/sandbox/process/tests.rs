@@ -92,6 +92,26 @@ async fn the_end_of_a_process_tells_its_last_error() {
 }
 
 #[tokio::test]
+async fn a_program_that_is_not_there_is_named_and_leaves_nothing() {
+    let Some(cgroup) = cgroup("missing") else { return };
+    let (_socket, theirs) = packet_pair().unwrap();
+    let program = Program { name: "script", path: Path::new("/nowhere/script"), arguments: &[], oom_score: 17 };
+    let error = Process::spawn(&program, theirs, &cgroup).unwrap_err().to_string();
+    assert!(error.contains("/nowhere/script") && error.contains("No such file"), "{error}");
+    // Not even a child that has ended: a cgroup with one cannot be removed.
+    let made = cgroup.location().to_owned();
+    cgroup.remove(&[made]).unwrap();
+}
+
+#[tokio::test]
+async fn the_shims_ignored_signal_is_not_inherited() {
+    let Some(cgroup) = cgroup("signals") else { return };
+    let (process, _socket) = spawn("kill -PIPE $$", &cgroup);
+    assert_eq!(ended(&process).await, "the script was killed by signal 13");
+    remove(&cgroup);
+}
+
+#[tokio::test]
 async fn killing_takes_effect_and_twice_is_fine() {
     let Some(cgroup) = cgroup("kill") else { return };
     let (process, _socket) = spawn("sleep 1000", &cgroup);
