@@ -19,12 +19,17 @@ pub fn make_room(any: impl AsFd) {
 #[cfg(test)]
 mod tests {
     use super::{ROOM, make_room};
+    use std::fs::{read_dir, read_link};
 
     #[test]
-    fn there_is_room() {
-        make_room(std::io::stderr());
+    fn there_is_room_and_nothing_is_left_open() {
+        // A file that no test beside this one has open.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        make_room(&file);
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
         assert!(size.trim().parse::<i32>().unwrap() >= ROOM, "{size}");
+        let open = read_dir("/proc/self/fd").unwrap().filter_map(|fd| read_link(fd.unwrap().path()).ok());
+        assert_eq!(open.filter(|path| path == file.path()).count(), 1);
     }
 }
