@@ -166,15 +166,20 @@ impl DriverQueue {
         self.interrupt.count()
     }
 
+    /// How many chains the device has returned, modulo 2¹⁶.
+    pub fn used(&self) -> u16 {
+        self.load(self.used_ring() + 2)
+    }
+
     /// Chains that the device has not returned.
     pub fn in_flight(&self) -> u16 {
-        self.available.wrapping_sub(self.load(self.used_ring() + 2))
+        self.available.wrapping_sub(self.used())
     }
 
     /// What the device returned since the last call: heads and lengths. Asks for an interrupt at the next.
     pub fn returned(&mut self) -> Vec<(u16, u32)> {
         let mut entries = Vec::new();
-        while self.seen != self.load(self.used_ring() + 2) {
+        while self.seen != self.used() {
             let entry = self.used_ring() + 4 + 8 * u64::from(self.seen % self.size);
             let head: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
             let length: u32 = self.memory.read_obj(GuestAddress(entry + 4)).unwrap();

@@ -3,14 +3,17 @@
 use super::connection::BUFFER;
 use super::spec::{self, EVENT, HEADER_LENGTH, HOST_CID, Header, RX, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX};
 use super::*;
-use crate::virtio::testing::{BUFFERS, Driver, Part, Random, eventually, survives_random_chains};
+use crate::virtio::testing::{
+    BUFFERS, Descriptor, Driver, INDIRECT, NEXT, Part, Random, eventually, survives_random_chains, write_descriptor,
+};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm_protocol::READY_PORT;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
@@ -547,6 +550,43 @@ fn receive_buffers_of_any_shape_come_back() {
     let mut header = guest.driver.read(BUFFERS, 10);
     header.extend(guest.driver.read(BUFFERS + 8192, 34));
     assert_eq!(Header::from_bytes(&header.try_into().unwrap()).op, spec::OP_RST);
+}
+
+/// A driver that offers useless buffers again as fast as they come back does not keep the thread from its end.
+#[test]
+fn a_driver_that_always_has_useless_buffers_is_left() {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let mut guest = Guest::new();
+    guest.driver.stop();
+    guest.driver.restart(0);
+    // All heads are the same long chain without room, which takes the device longer than the driver to offer it.
+    for index in 0..1024_u16 {
+        let next = Descriptor { address: BUFFERS, length: 1, flags: NEXT, next: index + 1 };
+        write_descriptor(&guest.driver.memory, BUFFERS, index, next);
+    }
+    let size = spec::QUEUE_SIZES[RX];
+    for head in 0..size {
+        let table = Descriptor { address: BUFFERS, length: 1024 * 16, flags: INDIRECT, next: 0 };
+        guest.driver.queues[RX].describe(head, table);
+        guest.driver.queues[RX].offer(head);
+    }
+    // Something that the device has to send from now on.
+    guest.send_op(&socket(5), spec::OP_RW, 0);
+    let started = Instant::now();
+    let stopped = AtomicBool::new(false);
+    let Driver { device, queues, .. } = &mut guest.driver;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            queues[RX].kick();
+            while !stopped.load(Ordering::Relaxed) && started.elapsed() < 2 * PATIENCE {
+                queues[RX].set_available(queues[RX].used().wrapping_add(size));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        device.stop();
+        stopped.store(true, Ordering::Relaxed);
+    });
+    assert!(started.elapsed() < PATIENCE, "the device went on for as long as there were buffers");
 }
 
 #[test]

@@ -115,8 +115,11 @@ impl VsockWorker {
             if !self.muxer.wants_to_send() {
                 return self.rx.interrupt();
             }
-            self.take_buffers(wanted)?;
+            let returned = self.take_buffers(wanted)?;
             if self.heads.is_empty() {
+                if returned {
+                    continue;
+                }
                 if self.rx.enable_kicks()? {
                     continue;
                 }
@@ -130,8 +133,9 @@ impl VsockWorker {
         self.rx.interrupt()
     }
 
-    /// Takes receive buffers with room behind a header. Useless ones go back at once.
-    fn take_buffers(&mut self, wanted: usize) -> Result<(), RingError> {
+    /// Takes receive buffers with room behind a header. True if there is a useless one instead, which has gone back: no more than one, since
+    /// a driver may offer it again as fast as it comes.
+    fn take_buffers(&mut self, wanted: usize) -> Result<bool, RingError> {
         while self.heads.len() < wanted {
             let Some(request) = self.rx.pop()? else { break };
             let error = match request.chain {
@@ -150,8 +154,9 @@ impl VsockWorker {
                 break;
             }
             self.rx.push(request.head, 0)?;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Has the muxer write packets, and gives back the buffers: those with a packet to the guest, the others to the ring. True
