@@ -8,7 +8,6 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::write;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longest line, in bytes: a longer one is broken, so that a reader of lines needs only bounded memory.
@@ -23,7 +22,7 @@ pub const RATE: usize = 16 * 1024;
 /// The writing side of the log.
 #[derive(Debug)]
 pub struct Log {
-    pipe: Arc<OwnedFd>,
+    pipe: OwnedFd,
     /// Length of the line that is being written.
     column: usize,
     dropped: usize,
@@ -31,10 +30,15 @@ pub struct Log {
 }
 
 impl Log {
-    pub fn new(pipe: Arc<OwnedFd>) -> io::Result<Self> {
-        let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
-        fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self { pipe, column: 0, dropped: 0, budget: Budget::new(Instant::now()) })
+    pub fn new(pipe: OwnedFd) -> Self {
+        Self { pipe, column: 0, dropped: 0, budget: Budget::new(Instant::now()) }
+    }
+
+    /// Makes the pipe non-blocking.
+    pub fn never_wait(&self) -> io::Result<()> {
+        let flags = OFlag::from_bits_retain(fcntl(&self.pipe, FcntlArg::F_GETFL)?);
+        fcntl(&self.pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(())
     }
 
     /// Writes bytes of the guest. False when some were dropped instead.

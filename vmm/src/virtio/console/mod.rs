@@ -14,7 +14,7 @@ use super::service::ServiceThread;
 use log::Log;
 use request::Transmit;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use virtio_queue::Queue;
 
 const DEVICE_TYPE: u16 = 3;
@@ -24,7 +24,8 @@ const TRANSMIT_QUEUE: usize = 1;
 
 #[derive(Debug)]
 pub struct Console {
-    pipe: Arc<OwnedFd>,
+    /// Outlives resets, with which a guest could begin its limits anew else.
+    log: Arc<Mutex<Log>>,
     /// Kept while started, only to be returned.
     receive: Option<Queue>,
     transmit: ServiceThread<Transmit>,
@@ -33,7 +34,7 @@ pub struct Console {
 impl Console {
     /// A console that writes to `pipe`, which has to be the writing end of a pipe. It becomes non-blocking.
     pub fn new(pipe: OwnedFd) -> Self {
-        Self { pipe: Arc::new(pipe), receive: None, transmit: ServiceThread::default() }
+        Self { log: Arc::new(Mutex::new(Log::new(pipe))), receive: None, transmit: ServiceThread::default() }
     }
 }
 
@@ -49,8 +50,8 @@ impl VirtioDevice for Console {
 
     fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
         let transmit = Ring::take(&mut resources, TRANSMIT_QUEUE)?;
-        let log = Log::new(Arc::clone(&self.pipe)).map_err(StartError::Worker)?;
-        self.transmit.start(transmit, Transmit::new(log))?;
+        let log = Transmit::new(Arc::clone(&self.log)).map_err(StartError::Worker)?;
+        self.transmit.start(transmit, log)?;
         self.receive = resources.queues.swap_remove(RECEIVE_QUEUE).map(|running| running.queue);
         Ok(())
     }

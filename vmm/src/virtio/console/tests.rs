@@ -88,12 +88,31 @@ fn a_flood_is_limited_to_burst_and_rate() {
     let (reader, writer) = nix::unistd::pipe().unwrap();
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     let mut pipe = File::from(reader);
-    let mut log = log::Log::new(Arc::new(writer)).unwrap();
+    let mut log = log::Log::new(writer);
+    log.never_wait().unwrap();
     let start = Instant::now();
     let line = [b'x'; 1024];
     let mut flood = |now| (0..4096).filter(|_| drain(&mut pipe).len() < usize::MAX && log.write(&line, now)).count();
     assert_eq!(flood(start), log::BURST / 1024);
     assert_eq!(flood(start + Duration::from_secs(2)), 2 * log::RATE / 1024);
+}
+
+#[test]
+fn a_reset_does_not_begin_the_limits_anew() {
+    let (mut driver, mut pipe) = driver();
+    driver.write(BUFFERS, &[b'x'; 4096]);
+    let mut flood = |driver: &mut Driver<Console>| {
+        let passed = |_| {
+            driver.queues[TRANSMIT_QUEUE].request(&[Part::Readable(BUFFERS, 4096)]);
+            drain(&mut pipe).iter().filter(|byte| **byte == b'x').count()
+        };
+        (0..2 * log::BURST / 4096).map(passed).sum::<usize>()
+    };
+    assert!(flood(&mut driver) >= log::BURST);
+    driver.stop();
+    driver.restart(0);
+    // What has been earned since.
+    assert!(flood(&mut driver) < log::BURST / 2);
 }
 
 #[test]
