@@ -68,7 +68,7 @@ impl Blocks {
     pub fn state(&self, start: u64, blocks: u16) -> Option<State> {
         let first = self.index(start).filter(|_| blocks > 0)?;
         let end = first + usize::from(blocks);
-        if end as u64 * BLOCK > self.config().length {
+        if end as u64 > self.config().length / BLOCK {
             return None;
         }
         let known = self.plugged.get(first..end.min(self.plugged.len())).unwrap_or_default();
@@ -151,6 +151,7 @@ mod tests {
         assert_eq!(blocks.state(at(127), 1), Some(State::Unplugged), "Linux sees whole pieces of its own");
         assert_eq!(blocks.state(at(127), 2), None);
         assert_eq!(blocks.state(at(1 << 20), u16::MAX), None);
+        assert_eq!(blocks.state(u64::MAX - BLOCK + 1, u16::MAX), None);
     }
 
     #[test]
