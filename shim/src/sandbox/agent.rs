@@ -1,5 +1,7 @@
 //! The agent's calls, each with a deadline, and its errors made safe to show.
 
+mod responses;
+
 use agent_protocol::agent::{
     AddMemoryRequest, ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest,
     CreateContainerRequest, CreateContainerResponse, CreateProcessRequest, Empty, Event, ListProcessesResponse,
@@ -8,11 +10,13 @@ use agent_protocol::agent::{
     prepare_volume_request,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
+use responses::Responses;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use ttrpc::Code;
 use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
 
 /// For calls that the agent answers from its own state or after a few system calls.
@@ -96,7 +100,7 @@ calls! {
 
 impl Agent {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { client: AgentClient::new(Client::new(stream.into())) }
+        Self { client: AgentClient::new(Client::new(Socket::new(Responses::new(stream)))) }
     }
 
     /// Makes a volume of the guest. One that is there stays as it is.
@@ -160,6 +164,7 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test(start_paused = true)]
     async fn a_guest_that_says_nothing_ends_in_the_deadline() {
@@ -184,6 +189,26 @@ mod tests {
         drop(theirs);
         let error = Agent::new(ours).signal(&SignalRequest::default()).await.unwrap_err();
         assert_eq!(error, AgentError::Broken { call: "signal" });
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_answers_with_data_breaks_the_connection() {
+        use ttrpc::proto::{MESSAGE_TYPE_DATA, MessageHeader};
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let agent = Agent::new(ours);
+        let answering = tokio::spawn(async move {
+            let data = MessageHeader { length: 0, stream_id: 1, type_: MESSAGE_TYPE_DATA, flags: 0 };
+            theirs.write_all(&Vec::from(data)).await.unwrap();
+            let mut asked = Vec::new();
+            theirs.read_to_end(&mut asked).await.map(|_| ())
+        });
+        for call in ["the one that it answers", "the next"] {
+            let error = agent.next_event(&Empty::default()).await.unwrap_err();
+            assert_eq!(error, AgentError::Broken { call: "next_event" }, "{call}");
+        }
+        drop(agent);
+        // The connection is closed, not only left.
+        timeout(Duration::from_secs(5), answering).await.unwrap().unwrap().unwrap();
     }
 
     #[test]
