@@ -21,6 +21,8 @@ pub enum TaskError {
     NoProcess { container: Identifier, exec: Identifier },
     #[error("container {0} already exists")]
     ContainerExists(Identifier),
+    #[error("container {0} was deleted while it was created")]
+    GivenUp(Identifier),
     #[error("container {container} already has a process {exec}")]
     ProcessExists { container: Identifier, exec: Identifier },
     #[error("pod sandbox {0} does not exist")]
@@ -79,6 +81,7 @@ impl TaskError {
             Self::Bundle(BundleError::Read { .. }) => Code::UNKNOWN,
             Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
+            Self::GivenUp(_) => Code::CANCELLED,
             Self::Stdio(_) | Self::NodePid(_) | Self::Panicked(_) => Code::UNKNOWN,
             Self::Sandbox(SandboxError::Agent(error)) | Self::Agent(error) => agent_code(error),
             Self::Sandbox(error) => sandbox_code(error),
@@ -143,6 +146,7 @@ mod tests {
             (TaskError::NoContainer(id("c")), Code::NOT_FOUND),
             (TaskError::NoProcess { container: id("c"), exec: id("e") }, Code::NOT_FOUND),
             (TaskError::ContainerExists(id("c")), Code::ALREADY_EXISTS),
+            (TaskError::GivenUp(id("c")), Code::CANCELLED),
             (TaskError::ProcessExists { container: id("c"), exec: id("e") }, Code::ALREADY_EXISTS),
             (TaskError::NoSandbox(id("p")), Code::NOT_FOUND),
             (TaskError::SandboxExists(id("p")), Code::ALREADY_EXISTS),

@@ -125,21 +125,23 @@ impl Cgroup {
         File::open(&path).map_err(SandboxError::host("open", &path.display()))
     }
 
-    /// Kills every process in it and waits until they are gone. A cgroup that does not exist is fine.
+    /// Kills every process in it, those that come meanwhile too, and waits until they are gone. A cgroup that does not exist is fine.
     pub fn kill(&self, limit: Duration) -> Result<(), SandboxError> {
         let path = self.path();
         let end = Instant::now() + limit;
-        match std::fs::write(path.join("cgroup.kill"), "1") {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => result.map_err(SandboxError::host("kill the processes in cgroup", &path.display()))?,
-        }
-        while self.is_populated().map_err(SandboxError::host("read the state of cgroup", &path.display()))? {
+        loop {
+            match std::fs::write(path.join("cgroup.kill"), "1") {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                result => result.map_err(SandboxError::host("kill the processes in cgroup", &path.display()))?,
+            }
+            if !self.is_populated().map_err(SandboxError::host("read the state of cgroup", &path.display()))? {
+                return Ok(());
+            }
             if Instant::now() > end {
                 return Err(SandboxError::deadline("killing the processes of the sandbox", limit));
             }
             sleep(Duration::from_millis(2));
         }
-        Ok(())
     }
 
     fn is_populated(&self) -> io::Result<bool> {

@@ -40,7 +40,8 @@ pub struct Process {
     copies: Mutex<Option<Arc<Copies>>>,
     /// By the client, maybe before there is anything to copy.
     stdin_closed: AtomicBool,
-    deleting: AtomicBool,
+    /// True once it is deleted.
+    deletion: tokio::sync::Mutex<bool>,
 }
 
 impl Container {
@@ -102,8 +103,8 @@ impl Container {
 impl Process {
     fn new(container: Identifier, exec: Option<Identifier>, stdio: Stdio) -> Self {
         let phase = watch::Sender::new(Phase::Created);
-        let (copies, stdin_closed, deleting) = Default::default();
-        Self { container, exec, stdio, phase, copies, stdin_closed, deleting }
+        let (copies, stdin_closed, deletion) = Default::default();
+        Self { container, exec, stdio, phase, copies, stdin_closed, deletion }
     }
 
     pub fn phase(&self) -> Phase {
@@ -182,9 +183,10 @@ impl Process {
         }
     }
 
-    /// Whether the caller is the one to delete it: others come too late.
-    pub fn claim_deletion(&self) -> bool {
-        !self.deleting.swap(true, Ordering::Relaxed)
+    /// For who deletes it. One who comes when that is under way waits, and finds whether it is done: containerd gives up on a deletion after
+    /// 10 s, asks again, and takes "there is none" for its end.
+    pub async fn deletion(&self) -> tokio::sync::MutexGuard<'_, bool> {
+        self.deletion.lock().await
     }
 
     /// Ends all copying and closes the node's ends of the streams.

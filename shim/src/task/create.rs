@@ -58,7 +58,10 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<CreateT
         undo(&pod, &*vm, &container).await;
         return Err(error);
     }
-    reservation.fill(container.clone());
+    if let Err(_reservation) = reservation.fill(container.clone()) {
+        undo(&pod, &*vm, &container).await;
+        return Err(TaskError::GivenUp(container.id.clone()));
+    }
     drop(creating);
     trace::save();
     pod.events.publish(TASK_CREATE_EVENT_TOPIC, &event(&request, container.pid));

@@ -21,9 +21,10 @@ use ttrpc::Code;
 const GUEST_LIMIT: Duration = Duration::from_secs(5);
 
 pub async fn delete(pod: Arc<Pod>, request: DeleteRequest) -> Result<DeleteResponse, TaskError> {
-    let (container, process) = pod.process(&request.id, &request.exec_id)?;
+    let (container, process) = pod.process_to_delete(&request.id, &request.exec_id)?;
     process.allows(Question::Delete)?;
-    if !process.claim_deletion() {
+    let mut deleted = process.deletion().await;
+    if *deleted {
         return Err(match &process.exec {
             None => TaskError::NoContainer(container.id.clone()),
             Some(exec) => TaskError::NoProcess { container: container.id.clone(), exec: exec.clone() },
@@ -52,6 +53,7 @@ pub async fn delete(pod: Arc<Pod>, request: DeleteRequest) -> Result<DeleteRespo
         pod.events.publish(TASK_DELETE_EVENT_TOPIC, &event);
         pod.remove(&container.id);
     }
+    *deleted = true;
     Ok(response)
 }
 

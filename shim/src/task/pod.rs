@@ -10,8 +10,8 @@ use crate::events::Events;
 use crate::identifier::Identifier;
 use crate::sandbox::{SandboxError, SandboxSpec, SharedPod};
 use bulkhead_config::Config;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -35,6 +35,8 @@ struct State {
     vm: Option<Arc<dyn MicroVm>>,
     /// `None`: being created. The name is taken, nothing else is known.
     containers: HashMap<Identifier, Option<Arc<Container>>>,
+    /// Being created, and deleted meanwhile.
+    unwanted: HashSet<Identifier>,
     /// A pod sandbox that is no container: its end is asked for by itself.
     is_sandbox: bool,
     /// containerd asked for the end while containers were left.
@@ -99,6 +101,19 @@ impl Pod {
         Ok((container, process))
     }
 
+    /// The same, for its deletion. A container that is being created is not there, and shall not be there later: who deletes it has given it up,
+    /// and never asks again.
+    pub fn process_to_delete(&self, container: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>), TaskError> {
+        let id: Identifier = container.parse()?;
+        {
+            let mut state = self.lock();
+            if let Some(None) = state.containers.get(&id) {
+                state.unwanted.insert(id);
+            }
+        }
+        self.process(container, exec)
+    }
+
     pub fn vm(&self) -> Result<Arc<dyn MicroVm>, TaskError> {
         self.lock().vm.clone().ok_or_else(|| TaskError::NoMicroVm(self.id.clone()))
     }
@@ -141,6 +156,7 @@ impl Pod {
     pub fn remove(&self, id: &Identifier) {
         let mut state = self.lock();
         state.containers.remove(id);
+        state.unwanted.remove(id);
         state.apply_oom_score();
         state.owner_gone |= *id == self.id;
         if state.shutdown_wanted && state.may_end() {
@@ -186,10 +202,16 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    pub fn fill(self, container: Arc<Container>) {
+    /// The name is that of `container` from now on. Given back: it was deleted meanwhile.
+    pub fn fill(self, container: Arc<Container>) -> Result<(), Self> {
         let mut state = self.pod.lock();
+        if state.unwanted.contains(&self.id) {
+            drop(state);
+            return Err(self);
+        }
         state.containers.insert(self.id.clone(), Some(container));
         state.apply_oom_score();
+        Ok(())
     }
 }
 

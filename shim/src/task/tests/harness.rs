@@ -39,6 +39,7 @@ pub struct Guest {
     pub calls: Mutex<Vec<String>>,
     pub attach_fails: AtomicBool,
     pub attach_hangs: AtomicBool,
+    pub detach_hangs: AtomicBool,
     /// As the agent does it: the process has ended then.
     pub start_fails: AtomicBool,
     /// Streams open when their process has been started.
@@ -64,6 +65,7 @@ impl Guest {
             calls: Mutex::default(),
             attach_fails: AtomicBool::default(),
             attach_hangs: AtomicBool::default(),
+            detach_hangs: AtomicBool::default(),
             start_fails: AtomicBool::default(),
             streams_follow_start: AtomicBool::default(),
             streams_fail: AtomicBool::default(),
@@ -235,10 +237,8 @@ impl MicroVm for FakeVm {
     }
 
     async fn attach(&self, _: &ContainerPlan) -> Result<Attached, SandboxError> {
-        if self.guest.attach_hangs.load(Ordering::Relaxed) {
-            self.guest.calls.lock().unwrap().push("attach".to_owned());
-            std::future::pending::<()>().await;
-        }
+        self.guest.calls.lock().unwrap().push("attach".to_owned());
+        passes(&self.guest.attach_hangs).await;
         if self.guest.attach_fails.load(Ordering::Relaxed) {
             return Err(SandboxError::Gone("test".to_owned()));
         }
@@ -264,6 +264,7 @@ impl MicroVm for FakeVm {
 
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
         self.guest.calls.lock().unwrap().push(format!("detach {container}"));
+        passes(&self.guest.detach_hangs).await;
         Ok(())
     }
 
@@ -274,6 +275,13 @@ impl MicroVm for FakeVm {
     async fn destroy(&self) {
         self.guest.destroyed.store(true, Ordering::Relaxed);
         self.guest.lose_vm();
+    }
+}
+
+/// Waits until nothing hangs.
+async fn passes(hangs: &AtomicBool) {
+    while hangs.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

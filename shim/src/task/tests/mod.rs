@@ -417,6 +417,51 @@ async fn a_creation_that_hangs_does_not_keep_the_shim_of_a_pod_that_is_gone() {
 }
 
 #[tokio::test]
+async fn a_container_that_is_deleted_while_it_is_created_does_not_stay() {
+    let bench = Bench::new().await;
+    bench.create("web", SANDBOX).await.unwrap();
+    bench.guest.attach_hangs.store(true, Ordering::Relaxed);
+    let (client, request) = (bench.client.clone(), bench.request("c1", MEMBER));
+    let creating = tokio::spawn(async move { client.create(soon(), &request).await });
+    while !bench.guest.called("attach") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(code(bench.delete("c1", "").await), Code::NOT_FOUND);
+    bench.guest.attach_hangs.store(false, Ordering::Relaxed);
+    assert_eq!(sentence(creating.await.unwrap()), "container c1 was deleted while it was created");
+    assert!(bench.guest.called("detach c1"), "what it had is taken back");
+    bench.create("c1", MEMBER).await.unwrap();
+    bench.delete("c1", "").await.unwrap();
+    bench.kill("web", "", 9).await.unwrap();
+    bench.delete("web", "").await.unwrap();
+    bench.shut_down().await;
+    assert!(bench.is_over().await, "nothing keeps the shim");
+}
+
+#[tokio::test]
+async fn whoever_deletes_a_container_again_waits_for_the_first_deletion() {
+    let bench = Bench::new().await;
+    bench.create("web", SANDBOX).await.unwrap();
+    bench.create("c1", MEMBER).await.unwrap();
+    bench.guest.detach_hangs.store(true, Ordering::Relaxed);
+    let request = api::DeleteRequest { id: "c1".into(), ..Default::default() };
+    let deleting = || {
+        let (client, request) = (bench.client.clone(), request.clone());
+        tokio::spawn(async move { client.delete(soon(), &request).await })
+    };
+    let first = deleting();
+    while !bench.guest.called("detach c1") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut second = deleting();
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut second).await;
+    assert!(early.is_err(), "containerd would take the container for deleted: {early:?}");
+    bench.guest.detach_hangs.store(false, Ordering::Relaxed);
+    first.await.unwrap().unwrap();
+    assert_eq!(code(second.await.unwrap()), Code::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn an_added_process_starts_while_its_streams_are_opened() {
     let bench = Bench::new().await;
     bench.run("web").await;
