@@ -222,8 +222,15 @@ async fn start(
 ) -> Result<Started, SandboxError> {
     let Prepared { cgroup, uid, size, network } = prepared;
     let (vmm, agent) = match restored(host, spec, config, &resources, &cgroup, uid, size).await {
-        Some(started) => started,
-        None => cold(host, spec, config, resources, &cgroup, uid, size).await?,
+        Ok(Some(started)) => started,
+        Ok(None) => cold(host, spec, config, resources, &cgroup, uid, size).await?,
+        Err(error) => {
+            tracing::warn!(%error, "the template is not used: the pod boots");
+            let started = cold(host, spec, config, resources, &cgroup, uid, size).await?;
+            // A pod that does not boot either has the fault.
+            template::remake(host);
+            started
+        }
     };
     let plugging = trace::span(trace::SHIM, "network of the guest");
     let listeners = network::plug(&vmm, &agent, network, sysctls(spec, true).collect()).await?;
@@ -255,8 +262,8 @@ async fn cold(
     Ok((vmm, agent))
 }
 
-/// Makes the machine from the node's template. `None`: there is none for it, or it does not work, which is no reason for a pod
-/// not to start.
+/// Makes the machine from the node's template. `None`: there is none for it. An error, which may be the pod's own, is no reason for it not to
+/// start.
 async fn restored(
     host: &Host,
     spec: &SandboxSpec,
@@ -265,16 +272,10 @@ async fn restored(
     cgroup: &Cgroup,
     uid: u32,
     size: Size,
-) -> Option<(Vmm, Agent)> {
+) -> Result<Option<(Vmm, Agent)>, SandboxError> {
     let inputs = template::Inputs { kernel: &resources.kernel, root_image: &resources.root_image };
-    let template = match template::open(host, inputs, size, config) {
-        Ok(template) => template?,
-        Err(error) => {
-            tracing::warn!(%error, "the template is not used: the pod boots");
-            template::remake(host);
-            return None;
-        }
-    };
+    let template = template::open(host, inputs, size, config).map_err(SandboxError::Template)?;
+    let Some(template) = template else { return Ok(None) };
     let mut vmm = None;
     let restoring = async {
         let vmm = vmm.insert(Vmm::spawn(host, cgroup, spec.oom_score, spec.pod.clone())?);
@@ -300,17 +301,14 @@ async fn restored(
     let result = timeout(RESTORE, restoring).await;
     let result = result.unwrap_or_else(|_| Err(SandboxError::deadline("restoring the template", RESTORE)));
     match (result, vmm) {
-        (Ok(agent), Some(vmm)) => Some((vmm, agent)),
-        (result, vmm) => {
-            let error = result.err().map_or_else(String::new, |error| error.to_string());
-            tracing::warn!(error, "the template is not used: the pod boots");
+        (Ok(agent), vmm) => Ok(vmm.map(|vmm| (vmm, agent))),
+        (Err(error), vmm) => {
             if let Some(vmm) = vmm {
                 vmm.killer().kill("its template does not work");
                 // The next one gets its user and its cgroup.
                 let _ = vmm.stopped().wait_for(Option::is_some).await;
             }
-            template::remake(host);
-            None
+            Err(error)
         }
     }
 }

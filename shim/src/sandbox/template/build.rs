@@ -1,6 +1,6 @@
 //! Makes a template: boots a machine in the same jail as a pod's, waits until it has nothing left to do, and has it saved.
 
-use super::{Inputs, MEMORY, Made, PROCESSORS, RECORD, Record, STATE, Stamp, digest};
+use super::{Inputs, MEMORY, Made, PROCESSORS, RECORD, Record, STATE, Stamp, digest, read_record};
 use crate::identifier::Identifier;
 use crate::sandbox::boot::{self, Prepared, Resources};
 use crate::sandbox::host::{Host, create_directories};
@@ -36,8 +36,11 @@ pub(in crate::sandbox) async fn build(host: Host, config: &Config) -> Result<(),
     let name = |text: &str| text.parse::<Identifier>().expect("a name of letters");
     let spec = SandboxSpec::from_oci(&name(NAMESPACE), &name("builder"), &Spec::default())?;
     let _claim = boot::claim_anew(&host, &spec.id).await?;
+    // What a builder left that was killed: there may be no room beside it.
+    remove_unrecorded(&host);
     let made = tokio::time::timeout(LIMIT, make(&host, &spec, config, &resources)).await;
     let cleaned = boot::clean(&host, &spec.id).await;
+    remove_unrecorded(&host);
     made.unwrap_or_else(|_| Err(SandboxError::deadline("making a template", LIMIT))).and(cleaned)
 }
 
@@ -70,8 +73,7 @@ async fn make(host: &Host, spec: &SandboxSpec, config: &Config, resources: &Reso
         file.write_all(&serde_json::to_vec(&record)?)?;
         file.sync_all()?;
         std::fs::rename(&unfinished, directory.join(RECORD))?;
-        File::open(&directory)?.sync_all()?;
-        remove_others(&directory, number)
+        File::open(&directory)?.sync_all()
     };
     finish().map_err(SandboxError::host("write", &directory.join(RECORD).display()))
 }
@@ -121,9 +123,14 @@ fn next_number(directory: &Path) -> io::Result<u32> {
     Ok(numbers(directory).into_iter().max().unwrap_or(0).wrapping_add(1))
 }
 
-fn remove_others(directory: &Path, kept: u32) -> io::Result<()> {
-    for number in numbers(directory).into_iter().filter(|number| *number != kept) {
-        std::fs::remove_dir_all(directory.join(number.to_string()))?;
+/// Removes all templates but the one that is recorded. For who holds the builder's claim.
+pub(super) fn remove_unrecorded(host: &Host) {
+    let directory = host.templates();
+    let recorded = read_record(&directory).ok().flatten().map(|record| record.number);
+    for number in numbers(&directory).into_iter().filter(|number| Some(*number) != recorded) {
+        let place = directory.join(number.to_string());
+        if let Err(error) = std::fs::remove_dir_all(&place) {
+            tracing::warn!(place = %place.display(), %error, "an old template stays");
+        }
     }
-    Ok(())
 }

@@ -29,7 +29,15 @@ pub(in crate::sandbox) fn remake(host: &Host) {
     match builder {
         Ok(mut builder) => {
             tracing::info!("a template is being made");
-            tokio::spawn(async move { builder.wait().await });
+            tokio::spawn(async move {
+                match builder.wait().await {
+                    Ok(status) if status.success() => tracing::info!("a template has been made"),
+                    Ok(status) => {
+                        tracing::warn!(%status, "no template was made, so that pods boot: run `bulkhead template build`")
+                    }
+                    Err(error) => tracing::warn!(%error, "it is not known whether a template was made"),
+                }
+            });
         }
         Err(error) => tracing::warn!(%error, "no template is made: run `bulkhead template build`"),
     }

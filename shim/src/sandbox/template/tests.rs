@@ -111,6 +111,22 @@ fn a_damaged_record_is_a_reason_not_to_use_it() {
 }
 
 #[test]
+fn what_builders_left_goes_and_what_is_recorded_stays() {
+    let node = Node::new();
+    let place = |number: &str| node.host.templates().join(number);
+    for number in ["3", "8"] {
+        std::fs::create_dir(place(number)).unwrap();
+        std::fs::write(place(number).join(MEMORY), "unfinished").unwrap();
+    }
+    build::remove_unrecorded(&node.host);
+    assert!(!place("3").exists() && !place("8").exists());
+    assert_eq!(node.opens(), Ok(true));
+    std::fs::remove_file(place(RECORD)).unwrap();
+    build::remove_unrecorded(&node.host);
+    assert!(!place("7").exists(), "nobody can use it");
+}
+
+#[test]
 fn a_check_reads_the_memory() {
     let node = Node::new();
     let template = node.open(SIZE, &Config::default()).unwrap().unwrap();
