@@ -26,6 +26,9 @@ const DEFAULT: Duration = Duration::from_secs(30);
 /// 10 s for the share, 60 s for crun and 20 s for crun to take back what failed.
 const LONG: Duration = Duration::from_secs(110);
 
+/// For the guest to bring to a device what was written to a volume on it.
+pub(super) const WRITE_BACK: Duration = Duration::from_secs(300);
+
 /// ttrpc's own limits come after ours: the client tells its end as a text, not as a code.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -88,7 +91,6 @@ calls! {
     prepare_volume(PrepareVolumeRequest) -> Empty, Some(DEFAULT);
     put_files(PutFilesRequest) -> Empty, Some(DEFAULT);
     take_file(TakeFileRequest) -> TakeFileResponse, Some(Duration::from_secs(2));
-    /// What was written to it is brought to its disk first.
     release_volume(VolumeRequest) -> Empty, Some(DEFAULT);
     release_device(ReleaseDeviceRequest) -> Empty, Some(Duration::from_secs(5));
     /// Waits for what the guest's kernel has to do for it, 10 s at most.
@@ -108,6 +110,13 @@ impl Agent {
         let request =
             PrepareVolumeRequest { volume: id.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() };
         self.prepare_volume(&request).await.map(drop)
+    }
+
+    /// Has the guest unmount a volume on a device, once all that was written to it is there.
+    pub(super) async fn unmount_volume(&self, id: String) -> Result<(), AgentError> {
+        let request = VolumeRequest { volume: id, ..VolumeRequest::default() };
+        let limit = Some(WRITE_BACK);
+        within("release_volume", limit, self.client.release_volume(context_for(limit), &request)).await.map(drop)
     }
 
     /// Has the guest forget a volume, best effort: it goes with the microVM at the latest.

@@ -282,7 +282,7 @@ impl Sandbox {
     }
 
     /// Shuts the guest down (2 s at most, so that its file systems are synced), then removes all that the sandbox
-    /// has on the node. Idempotent.
+    /// has on the node. Direct volumes that containers have let go are written back before. Idempotent.
     pub async fn destroy(&self) {
         let mut destroyed = self.inner.destroyed.lock().await;
         if !*destroyed {
@@ -307,6 +307,14 @@ impl Inner {
             forwarding.abort();
         }
         self.configuration.end();
+        // One that is being let go is written back, and the end of the guest would end that.
+        let written = timeout(agent::WRITE_BACK, self.direct_volumes.lock()).await.is_ok();
+        if !written {
+            tracing::error!(
+                "a direct volume is not written back after {} s: the pod ends",
+                agent::WRITE_BACK.as_secs()
+            );
+        }
         let mut stopped = self.vmm.stopped();
         let shutdown = async {
             // The answer may be lost with the guest; what counts is that the guest stops.

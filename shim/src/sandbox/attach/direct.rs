@@ -3,13 +3,13 @@
 //! Whoever prepares the volume on the node records its device instead of mounting it (docs/direct-volumes.md).
 
 use super::super::policy::{Admitted, Resolved};
-use super::super::{Inner, SandboxError};
+use super::super::{AgentError, Inner, SandboxError};
 use super::devices::{Hold, LOOKS, PAUSE, open};
 use super::{Disk, SOURCES, blocking, until};
 use crate::identifier::Identifier;
 use agent_protocol::VOLUMES;
 use agent_protocol::agent::prepare_volume_request::Kind;
-use agent_protocol::agent::{BlockVolume, FilesystemVolume, PartOfVolume, VolumeGroup, VolumeRequest};
+use agent_protocol::agent::{BlockVolume, FilesystemVolume, PartOfVolume, VolumeGroup};
 use bulkhead_config::direct_volumes::DirectVolume;
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -17,10 +17,15 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use tokio::time::Instant;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
 
 /// The bit of a directory whose files belong to its group: kubelet's mark of a volume with a group.
 const SET_GROUP: u32 = 0o2000;
+
+/// For something to reach a device while a volume on it is unmounted: a device that hangs must not keep its pod.
+const STALLED: Duration = Duration::from_secs(30);
 
 /// The volumes that are in the guest, by their directories on the node.
 pub(in super::super) type DirectVolumes = HashMap<PathBuf, Mounted>;
@@ -145,6 +150,22 @@ impl Inner {
         prepared.map_err(|error| SandboxError::host("mount", &found.what)(io::Error::other(error)))
     }
 
+    /// Returns when all that was written to the volume has reached its device, or when nothing more gets there.
+    async fn unmount(&self, volume: String) -> Result<(), AgentError> {
+        let mut unmounting = pin!(self.agent.unmount_volume(volume));
+        let mut before = self.vmm.process().written();
+        loop {
+            if let Ok(result) = timeout(STALLED, &mut unmounting).await {
+                return result;
+            }
+            let written = self.vmm.process().written();
+            if written == before {
+                return Err(AgentError::Deadline { call: "release_volume", limit: STALLED });
+            }
+            before = written;
+        }
+    }
+
     /// Lets go of what nobody but `container` used, once it has reached the device. Goes on after an error; tells the first.
     pub(super) async fn detach_direct(&self, container: &Identifier, alive: bool) -> Result<(), SandboxError> {
         let mut volumes = self.direct_volumes.lock().await;
@@ -161,9 +182,8 @@ impl Inner {
                 continue;
             }
             for volume in parts.into_iter().chain(mounted.iter().map(|mounted| mounted.volume.clone())) {
-                let request = VolumeRequest { volume, ..VolumeRequest::default() };
-                if let Err(error) = self.agent.release_volume(&request).await {
-                    tracing::warn!(path = %path.display(), %error, "the guest did not unmount a direct volume");
+                if let Err(error) = self.unmount(volume).await {
+                    tracing::error!(path = %path.display(), %error, "a direct volume was not unmounted: what was not written back is lost");
                 }
             }
             if let Some(mounted) = mounted {

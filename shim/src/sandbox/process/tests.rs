@@ -84,6 +84,17 @@ async fn the_score_of_a_process_changes_while_there_is_one() {
 }
 
 #[tokio::test]
+async fn what_a_process_has_written_is_known_while_there_is_one() {
+    let Some(cgroup) = cgroup("written") else { return };
+    let (process, _socket) = spawn("read line", &cgroup);
+    assert_eq!(process.written(), Some(0));
+    process.kill();
+    ended(&process).await;
+    assert_eq!(process.written(), None);
+    remove(&cgroup);
+}
+
+#[tokio::test]
 async fn the_end_of_a_process_tells_its_last_error() {
     let Some(cgroup) = cgroup("last-error") else { return };
     let (process, _socket) = spawn("echo INFO fine >&2; echo 'ERROR no such luck' >&2; exit 3", &cgroup);

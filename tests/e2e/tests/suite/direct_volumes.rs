@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-crate::for_each_sandboxer!(long: a_file_system_on_a_device_is_the_guests_own);
+crate::for_each_sandboxer!(
+    long: a_file_system_on_a_device_is_the_guests_own,
+    what_is_slow_to_reach_its_device_is_not_lost
+);
 
 const RECORDS: &str = "/run/bulkhead/direct-volumes";
 const GROUP: u32 = 2000;
@@ -169,6 +172,28 @@ fn an_xfs_is_mounted_too(pod: &Pod, kubelet: &Kubelet, records: &Records) {
     device.while_mounted(|place| {
         assert_eq!(fs::read_to_string(place.join("note")).expect("it reached the device"), "kept\n");
     });
+}
+
+/// containerd gives up on the deletion of a container after 10 s, and then asks again.
+fn what_is_slow_to_reach_its_device_is_not_lost(sandboxer: Sandboxer) {
+    let before = Traces::now();
+    let records = Records::new();
+    let device = Device::new("slow", "ext4");
+    let pod = Pod::new("slow", sandboxer).annotation("io.bulkhead.disk_mib_per_second", "1");
+    let kubelet = Kubelet::new(&pod.directory());
+    let volume = kubelet.volume("data");
+    records.add(&volume, &device.name, &["--fs-type", "ext4"]).success();
+    let pod = pod.run();
+    let container = data(&pod, "writer", &volume).start();
+    let digest = container.shell("yes bulkhead | head -c 20971520 > /data/file; md5sum < /data/file").stdout();
+    drop(pod);
+    device.while_mounted(|place| {
+        let file = place.join("file");
+        assert_eq!(fs::metadata(&file).expect("the file").len(), 20 << 20);
+        assert_eq!(run(&["sh", "-c", &format!("md5sum < {}", file.display())]), digest);
+    });
+    drop((kubelet, device, records));
+    assert_nothing_left_since(&before);
 }
 
 fn data<'pod>(pod: &'pod Pod, name: &str, source: &Path) -> NewContainer<'pod> {
