@@ -6,11 +6,11 @@
 //! --remove:  take the label away ─► uninstall, once no pod runs ─► restart containerd ─► wait for the end
 //! ```
 //!
-//! Without a cluster around it, it does the same and labels nothing.
+//! Each hour it makes a template if the node wants one and has none. Without a cluster around it, it does the same and labels nothing.
 
 use crate::kubernetes::Cluster;
 use crate::layout::Layout;
-use crate::{check, install, uninstall};
+use crate::{check, install, template, uninstall};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -20,6 +20,9 @@ use std::os::fd::AsFd;
 
 /// Between two looks at the node, in milliseconds.
 const INTERVAL: u16 = 60_000;
+
+/// Intervals between two looks for a template: making one costs a boot, and the last attempt may have failed.
+const TEMPLATE: u32 = 60;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
@@ -54,6 +57,7 @@ fn keep(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &End
     }
     installed?;
     let mut told = String::new();
+    let mut interval = 0;
     loop {
         let (good, report) = check::report(layout);
         if report != told {
@@ -64,6 +68,10 @@ fn keep(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &End
         label(cluster, good);
         if options.once || end.comes_within_interval()? {
             return Ok(good);
+        }
+        interval = (interval + 1) % TEMPLATE;
+        if interval == 0 {
+            template::ensure(layout);
         }
     }
 }

@@ -97,7 +97,7 @@ fn plan(bundle: &Path, layout: &Layout) -> Result<Vec<Step>> {
         record.containerd_after.clone_from(&wanted);
     }
     // The record comes first: what it describes can be undone even if the edit never happens.
-    if earlier.as_ref() != Some(&record) {
+    if read(&layout.record())? != Some(record.text()) {
         steps.push(Step::Write { path: layout.record(), text: record.text(), access: Access::Owner });
     }
     if edit {
@@ -147,7 +147,7 @@ pub fn write(path: &Path, text: &str, access: Access) -> Result<()> {
     })
 }
 
-/// Puts a new file in place of `path`, whole or not at all.
+/// Puts a new file in place of `path`, whole or not at all, also after a power cut.
 fn replace(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let place = || format!("cannot write {}", path.display());
     let parent = path.parent().with_context(place)?;
@@ -159,7 +159,9 @@ fn replace(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Resu
         _ => {}
     }
     make(&scratch)
+        .and_then(|()| if scratch.is_symlink() { Ok(()) } else { fs::File::open(&scratch)?.sync_all() })
         .and_then(|()| fs::rename(&scratch, path))
+        .and_then(|()| fs::File::open(parent)?.sync_all())
         .inspect_err(|_| {
             fs::remove_file(&scratch).ok();
         })

@@ -108,6 +108,34 @@ fn uninstall_remembers_the_original_across_two_installations() {
     assert_eq!(node.containerd().unwrap(), CONTAINERD);
 }
 
+/// As after a power cut.
+#[test]
+fn a_damaged_record_does_not_keep_an_installation() {
+    for text in ["", "{", "{\"containerd_after\": 7}"] {
+        let node = Node::new().with_containerd(CONTAINERD);
+        node.install();
+        let configured = node.containerd();
+        fs::write(node.layout().record(), text).unwrap();
+        node.install();
+        assert_eq!((node.plan(), node.containerd()), (vec![], configured), "{text}");
+        uninstall_from(&node.layout(), false).unwrap();
+        let left = node.containerd().unwrap();
+        assert!(left.starts_with(CONTAINERD) && !left.contains("bulkhead"), "{text}: {left}");
+        assert!(!node.layout().at(PREFIX).exists(), "{text}");
+    }
+}
+
+#[test]
+fn a_damaged_record_does_not_prevent_removal() {
+    let node = Node::new().with_containerd(CONTAINERD);
+    node.install();
+    fs::write(node.layout().record(), "").unwrap();
+    uninstall_from(&node.layout(), false).unwrap();
+    let left = node.containerd().unwrap();
+    assert!(left.starts_with(CONTAINERD) && !left.contains("bulkhead"), "{left}");
+    assert!(!node.layout().at(PREFIX).exists());
+}
+
 #[test]
 fn a_dry_uninstall_changes_nothing() {
     let node = Node::new().with_containerd(CONTAINERD);
