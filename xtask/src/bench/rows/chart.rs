@@ -25,7 +25,7 @@ const CHARTS: &[Chart] = &[
         title: "Start of a pod, by programs",
         rows: &["phase-containerd", "phase-shim", "phase-sandbox", "phase-create", "phase-start"],
     },
-    Chart { file: "exec.svg", title: "ExecSync of true", rows: &["exec"] },
+    Chart { file: "exec.svg", title: "ExecSync of true", rows: &["exec-first", "exec"] },
     Chart { file: "stop.svg", title: "Stop and removal of a pod", rows: &["pod-stop", "pod-remove"] },
     Chart { file: "memory.svg", title: "Node's memory for an idle pod", rows: &["memory-per-pod"] },
     Chart { file: "density.svg", title: "Idle pods in 512 MiB", rows: &["density"] },
