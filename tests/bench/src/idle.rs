@@ -24,7 +24,7 @@ const FULL: f64 = 32.0 * memory::MIB;
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// How long idle pods are watched.
-const WATCHED: Duration = Duration::from_secs(20);
+const WATCHED: Duration = Duration::from_secs(60);
 
 /// Pods that fit into what is left when most of the node's memory is taken.
 pub fn density(handler: &str) -> Result<()> {
