@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(
             table(&result, &[target()]),
             "| figure | unit | bulkhead-cold | runc | target |\n|---|---|---|---|---|\n\
-             | ExecSync of `true` | s | 0.1000 ± 10.0 % | 0.1000 | bulkhead-cold ≤ 0.7 × runc: **missed** (1.00) |\n"
+             | ExecSync of `true` after that | s | 0.1000 ± 10.0 % | 0.1000 | bulkhead-cold ≤ 0.7 × runc: **missed** (1.00) |\n"
         );
         assert_eq!(remarks(&result, &[target()]), "- exec of bulkhead-cold misses 0.7 × runc: it is slow.\n");
     }
@@ -116,6 +116,6 @@ mod tests {
     #[test]
     fn a_change_is_a_ratio() {
         let text = comparison(&result(&[("exec", "runc", 0.2)]), &result(&[("exec", "runc", 0.1)]));
-        assert!(text.ends_with("| ExecSync of `true` | runc | s | 0.2000 | 0.1000 | 0.500 |\n"), "{text}");
+        assert!(text.ends_with("| ExecSync of `true` after that | runc | s | 0.2000 | 0.1000 | 0.500 |\n"), "{text}");
     }
 }
