@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use std::fs;
 use std::os::fd::AsFd;
+use std::process::Child;
 
 /// Between two looks at the node, in milliseconds.
 const INTERVAL: u16 = 60_000;
@@ -58,6 +59,7 @@ fn keep(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &End
     installed?;
     let mut told = String::new();
     let mut interval = 0;
+    let mut maker = None;
     loop {
         let (good, report) = check::report(layout);
         if report != told {
@@ -70,8 +72,9 @@ fn keep(layout: &Layout, options: &Options, cluster: Option<&Cluster>, end: &End
             return Ok(good);
         }
         interval = (interval + 1) % TEMPLATE;
-        if interval == 0 {
-            template::ensure(layout);
+        let makes = |child: &mut Child| matches!(child.try_wait(), Ok(None));
+        if interval == 0 && !maker.as_mut().is_some_and(makes) {
+            maker = template::begin_to_ensure(layout);
         }
     }
 }

@@ -7,6 +7,10 @@ use clap::Subcommand;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::process::{Child, Command};
+
+/// What the shim's program is told: make one unless there is one that fits.
+const ENSURE: &str = "ensure-template";
 
 #[derive(Debug, Subcommand)]
 pub enum Template {
@@ -16,7 +20,7 @@ pub enum Template {
         #[arg(long, default_value = "/")]
         root: PathBuf,
     },
-    /// Remove it. Pods boot from then on.
+    /// Remove it. Pods boot until one is made again, as an installation does, or the DaemonSet within an hour. `templates = false` lasts.
     Remove {
         #[arg(long, default_value = "/")]
         root: PathBuf,
@@ -35,9 +39,14 @@ pub fn build(layout: &Layout) -> Result<()> {
     make(layout, "template")
 }
 
-fn make(layout: &Layout, action: &str) -> Result<()> {
+fn builder(layout: &Layout, action: &str) -> Command {
     let mut command = layout.command(&format!("{PREFIX}/bin/{SHIM}"));
-    let status = command.arg(action).status().context("cannot run the shim's program")?;
+    command.arg(action);
+    command
+}
+
+fn make(layout: &Layout, action: &str) -> Result<()> {
+    let status = builder(layout, action).status().context("cannot run the shim's program")?;
     if !status.success() {
         bail!("there is no template: its builder ended with {status}");
     }
@@ -47,9 +56,19 @@ fn make(layout: &Layout, action: &str) -> Result<()> {
 /// For an installation: makes one unless there is one that fits. Pods boot without a template, so that a node is never without
 /// Bulkhead for the lack of one.
 pub fn ensure(layout: &Layout) {
-    if let Err(error) = make(layout, "ensure-template") {
+    if let Err(error) = make(layout, ENSURE) {
         println!("no template was made, so that pods boot: {error:#}");
     }
+}
+
+/// The same, for whoever cannot wait for a boot. The process says itself what went wrong.
+pub fn begin_to_ensure(layout: &Layout) -> Option<Child> {
+    let begun = builder(layout, ENSURE).spawn();
+    begun
+        .inspect_err(|error| {
+            println!("no template was made, so that pods boot: cannot run the shim's program: {error}")
+        })
+        .ok()
 }
 
 /// Where templates are; the directory is ours alone.
