@@ -154,9 +154,18 @@ impl Cgroup {
 
     /// Removes the cgroup, and its parents up to the root when they are ours (`made` are, as [`Self::missing_parents`]
     /// told) and empty.
-    pub fn remove(&self, made: &[PathBuf]) -> Result<(), SandboxError> {
+    pub fn remove(&self, made: &[PathBuf], limit: Duration) -> Result<(), SandboxError> {
         let path = self.path();
-        remove_directory(&path).map_err(SandboxError::host("remove cgroup", &path.display()))?;
+        let end = Instant::now() + limit;
+        loop {
+            match remove_directory(&path) {
+                // A shim that is not dead after all has started something since.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end => {
+                    self.kill(limit)?
+                }
+                result => break result.map_err(SandboxError::host("remove cgroup", &path.display()))?,
+            }
+        }
         for parent in self.own_parents(made) {
             // In use by others: the last of our sandboxes removes it, or its owner.
             if remove_directory(&self.root.join(parent)).is_err() {
@@ -255,6 +264,6 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let cgroup = cgroup(root.path(), "default/pod");
         cgroup.kill(Duration::ZERO).unwrap();
-        cgroup.remove(&[]).unwrap();
+        cgroup.remove(&[], Duration::ZERO).unwrap();
     }
 }

@@ -55,7 +55,7 @@ fn end_processes(
     cgroup.kill(limit)?;
     // Only now are its taps gone.
     let disconnected = record.netns.as_deref().map_or(Ok(()), network::remove);
-    cgroup.remove(&record.made).and(disconnected.map_err(SandboxError::from))
+    cgroup.remove(&record.made, limit).and(disconnected.map_err(SandboxError::from))
 }
 
 /// Removes what is left of sandboxes whose processes could not be killed when they were to go, and have ended since. No shim

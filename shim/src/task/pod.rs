@@ -107,7 +107,7 @@ impl Pod {
         let id: Identifier = container.parse()?;
         {
             let mut state = self.lock();
-            if let Some(None) = state.containers.get(&id) {
+            if exec.is_empty() && matches!(state.containers.get(&id), Some(None)) {
                 state.unwanted.insert(id);
             }
         }

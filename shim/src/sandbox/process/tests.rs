@@ -38,7 +38,7 @@ async fn ended(process: &Process) -> String {
 fn remove(cgroup: &Cgroup) {
     cgroup.kill(Duration::from_secs(3)).unwrap();
     let made = cgroup.location().to_owned();
-    cgroup.remove(&[made]).unwrap();
+    cgroup.remove(&[made], Duration::ZERO).unwrap();
 }
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn a_program_that_is_not_there_is_named_and_leaves_nothing() {
     assert!(error.contains("/nowhere/script") && error.contains("No such file"), "{error}");
     // Not even a child that has ended: a cgroup with one cannot be removed.
     let made = cgroup.location().to_owned();
-    cgroup.remove(&[made]).unwrap();
+    cgroup.remove(&[made], Duration::ZERO).unwrap();
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn the_processes_of_others_at_the_location_survive() {
         let (own, _socket) = spawn("sleep 1000", &ours);
         ours.kill(Duration::from_secs(3)).unwrap();
         ended(&own).await;
-        ours.remove(&made).unwrap();
+        ours.remove(&made, Duration::ZERO).unwrap();
         assert!(process.ended().borrow().is_none());
     }
     assert!(theirs.create().is_err(), "it still has its process");

@@ -39,8 +39,9 @@ pub(in crate::sandbox) async fn build(host: Host, config: &Config) -> Result<(),
     // What a builder left that was killed: there may be no room beside it.
     remove_unrecorded(&host);
     let made = tokio::time::timeout(LIMIT, make(&host, &spec, config, &resources)).await;
-    let cleaned = boot::clean(&host, &spec.id).await;
+    // Another builder may begin once the sandbox's claim is gone.
     remove_unrecorded(&host);
+    let cleaned = boot::clean(&host, &spec.id).await;
     made.unwrap_or_else(|_| Err(SandboxError::deadline("making a template", LIMIT))).and(cleaned)
 }
 
