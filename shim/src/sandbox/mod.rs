@@ -276,6 +276,13 @@ impl Sandbox {
         self.inner.detach(container_id).await
     }
 
+    /// Of [`Self::detach`] what matters when the microVM goes with the container: what was written to direct volumes reaches their
+    /// devices.
+    pub async fn write_back(&self, container_id: &Identifier) -> Result<(), SandboxError> {
+        let alive = self.inner.vmm.stopped().borrow().is_none();
+        self.inner.detach_direct(container_id, alive).await
+    }
+
     /// Ends the VMM at once, without asking the guest. [`Self::stopped`] tells when it is gone.
     pub fn kill(&self, reason: &str) {
         self.inner.vmm.killer().kill(reason);

@@ -76,7 +76,7 @@ impl Process {
         }
     }
 
-    /// Bytes that it has had written to disks so far (`proc_pid_io(5)`). `None` when it has ended.
+    /// Bytes of files and devices that it has made dirty so far (`write_bytes` in the kernel's `filesystems/proc`). `None` when it has ended.
     pub fn written(&self) -> Option<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/io", self.pid)).ok()?;
         text.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.parse().ok()

@@ -74,10 +74,10 @@ async fn delete_container(pod: &Pod, container: &Container) {
     match pod.vm() {
         Ok(vm) if !container.is_sandbox => {
             forget(&*vm, init).await;
-            // The owner's goes with the microVM, at once.
-            if !container.owns_vm
-                && let Err(error) = vm.detach(&container.id).await
-            {
+            // What the owner has goes with the microVM, at once, but for what shall be kept.
+            let detached =
+                if container.owns_vm { vm.write_back(&container.id).await } else { vm.detach(&container.id).await };
+            if let Err(error) = detached {
                 tracing::error!(container = %container.id, %error, "container is not detached");
             }
         }

@@ -31,6 +31,7 @@ pub trait MicroVm: Debug + Send + Sync {
     fn carry(&self, connection: &SocketConnection);
     fn grow(&self);
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError>;
+    async fn write_back(&self, container: &Identifier) -> Result<(), SandboxError>;
     fn kill(&self, reason: &str);
     async fn destroy(&self);
 }
@@ -90,6 +91,10 @@ impl MicroVm for Sandbox {
 
     async fn detach(&self, container: &Identifier) -> Result<(), SandboxError> {
         self.detach(container).await
+    }
+
+    async fn write_back(&self, container: &Identifier) -> Result<(), SandboxError> {
+        self.write_back(container).await
     }
 
     fn kill(&self, reason: &str) {

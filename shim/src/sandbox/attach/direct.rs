@@ -2,6 +2,7 @@
 //!
 //! Whoever prepares the volume on the node records its device instead of mounting it (docs/direct-volumes.md).
 
+use super::super::agent::WRITE_BACK;
 use super::super::policy::{Admitted, Resolved};
 use super::super::{AgentError, Inner, SandboxError};
 use super::devices::{Hold, LOOKS, PAUSE, open};
@@ -19,7 +20,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 /// The bit of a directory whose files belong to its group: kubelet's mark of a volume with a group.
 const SET_GROUP: u32 = 0o2000;
@@ -34,6 +35,8 @@ pub(in super::super) type DirectVolumes = HashMap<PathBuf, Mounted>;
 pub(in super::super) struct Mounted {
     volume: String,
     disk: Disk,
+    /// The device's number on the node.
+    number: u64,
     /// The containers that mount it, each with those volumes of the guest that are parts of it. Never empty.
     users: HashMap<Identifier, Vec<String>>,
 }
@@ -106,8 +109,8 @@ impl Inner {
         let mut volumes = self.direct_volumes.lock().await;
         let path = &found.volume.volume_path;
         if !volumes.contains_key(path) {
-            let (volume, disk) = self.mount_direct(found).await?;
-            volumes.insert(path.clone(), Mounted { volume, disk, users: HashMap::new() });
+            let mounted = self.mount_direct(found).await?;
+            volumes.insert(path.clone(), mounted);
         }
         let Some(mounted) = volumes.get_mut(path) else { return Err(gone(found)) };
         let parts = mounted.users.entry(container.clone()).or_default();
@@ -129,11 +132,12 @@ impl Inner {
         Ok(format!("{VOLUMES}/{part}"))
     }
 
-    async fn mount_direct(&self, found: &DirectMount) -> Result<(String, Disk), SandboxError> {
+    async fn mount_direct(&self, found: &DirectMount) -> Result<Mounted, SandboxError> {
         let (device, read_only, what) = (found.volume.device.clone(), found.volume.read_only, found.what.clone());
         let open = move || open_device(&device, read_only).map_err(SandboxError::host("attach", &what));
         let file = until(Instant::now() + SOURCES, format!("opening the device of {}", found.what), blocking(open));
         let file = file.await?;
+        let number = file.metadata().map_err(SandboxError::host("inspect the device of", &found.what))?.rdev();
         let disk = self.plug(&found.what, &file, read_only).await?;
         let volume = self.configuration.next_id().await;
         if let Err(error) = self.prepare_direct(&volume, found.filesystem(disk), found).await {
@@ -142,7 +146,7 @@ impl Inner {
             }
             return Err(error);
         }
-        Ok((volume, disk))
+        Ok(Mounted { volume, disk, number, users: HashMap::new() })
     }
 
     async fn prepare_direct(&self, volume: &str, kind: Kind, found: &DirectMount) -> Result<(), SandboxError> {
@@ -150,30 +154,40 @@ impl Inner {
         prepared.map_err(|error| SandboxError::host("mount", &found.what)(io::Error::other(error)))
     }
 
-    /// Returns when all that was written to the volume has reached its device, or when nothing more gets there.
-    async fn unmount(&self, volume: String) -> Result<(), AgentError> {
-        let mut unmounting = pin!(self.agent.unmount_volume(volume));
-        let mut before = self.vmm.process().written();
+    /// Returns when all that was written to the volume has reached its device, when nothing more gets there, or at `end`.
+    async fn unmount(&self, mounted: &Mounted, end: Instant) -> Result<(), AgentError> {
+        let mut unmounting = pin!(self.agent.unmount_volume(mounted.volume.clone()));
+        // The VMM writes to the node's page cache, so that either goes on while the other rests.
+        let progress = || (self.vmm.process().written(), sectors_written(mounted.number));
+        let mut before = progress();
         loop {
-            if let Ok(result) = timeout(STALLED, &mut unmounting).await {
+            let pause = end.min(Instant::now() + STALLED);
+            if let Ok(result) = timeout_at(pause, &mut unmounting).await {
                 return result;
             }
-            let written = self.vmm.process().written();
-            if written == before {
-                return Err(AgentError::Deadline { call: "release_volume", limit: STALLED });
+            let now = progress();
+            if now == before || pause == end {
+                let limit = if now == before { STALLED } else { WRITE_BACK };
+                return Err(AgentError::Deadline { call: "release_volume", limit });
             }
-            before = written;
+            before = now;
         }
     }
 
     /// Lets go of what nobody but `container` used, once it has reached the device. Goes on after an error; tells the first.
-    pub(super) async fn detach_direct(&self, container: &Identifier, alive: bool) -> Result<(), SandboxError> {
+    /// All of it has [`WRITE_BACK`].
+    pub(in super::super) async fn detach_direct(
+        &self,
+        container: &Identifier,
+        alive: bool,
+    ) -> Result<(), SandboxError> {
         let mut volumes = self.direct_volumes.lock().await;
         let used = volumes.iter_mut().filter_map(|(path, mounted)| {
             let parts = mounted.users.remove(container)?;
             Some((path.clone(), parts))
         });
         let used: Vec<_> = used.collect();
+        let end = Instant::now() + WRITE_BACK;
         let mut result = Ok(());
         for (path, parts) in used {
             let unused = volumes.get(&path).is_some_and(|mounted| mounted.users.is_empty());
@@ -181,17 +195,26 @@ impl Inner {
             if !alive {
                 continue;
             }
-            for volume in parts.into_iter().chain(mounted.iter().map(|mounted| mounted.volume.clone())) {
-                if let Err(error) = self.unmount(volume).await {
-                    tracing::error!(path = %path.display(), %error, "a direct volume was not unmounted: what was not written back is lost");
-                }
+            for part in parts {
+                // Nothing is written back for a part.
+                let _ = timeout_at(end, self.agent.forget_volume(&part)).await;
             }
             if let Some(mounted) = mounted {
+                if let Err(error) = self.unmount(&mounted, end).await {
+                    tracing::error!(path = %path.display(), %error, "a direct volume was not unmounted: what was not written back is lost");
+                }
                 result = result.and(self.detach_disk(mounted.disk).await);
             }
         }
         result
     }
+}
+
+/// Of the device, since the node's start (`Documentation/block/stat.rst`). `None` when it is gone.
+fn sectors_written(number: u64) -> Option<u64> {
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+    stat.split_whitespace().nth(6)?.parse().ok()
 }
 
 fn gone(found: &DirectMount) -> SandboxError {
@@ -227,6 +250,16 @@ fn open_device(device: &Path, read_only: bool) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_counts_what_reaches_a_device() {
+        let devices = std::fs::read_dir("/sys/dev/block").expect("sysfs");
+        let device = devices.map(|entry| entry.unwrap().file_name().into_string().unwrap()).next().expect("a device");
+        let (major, minor) = device.split_once(':').unwrap();
+        let number = libc::makedev(major.parse().unwrap(), minor.parse().unwrap());
+        assert!(sectors_written(number).is_some());
+        assert_eq!(sectors_written(libc::makedev(4000, 0)), None);
+    }
 
     #[test]
     fn only_block_devices_are_opened() {

@@ -268,6 +268,11 @@ impl MicroVm for FakeVm {
         Ok(())
     }
 
+    async fn write_back(&self, container: &Identifier) -> Result<(), SandboxError> {
+        self.guest.calls.lock().unwrap().push(format!("write back {container}"));
+        Ok(())
+    }
+
     fn kill(&self, _: &str) {
         self.guest.lose_vm();
     }

@@ -35,6 +35,7 @@ async fn a_containers_life_is_told_in_order() {
     assert_eq!((deleted.exit_status, deleted.exited_at.seconds > 0), (3, true));
     assert_eq!(bench.events(4).await, ["create", "start", "exit web 3", "delete"]);
     assert!(bench.guest.called("delete web/"), "the guest wrote its files back");
+    assert!(bench.guest.called("write back web"), "its volumes reached their devices");
     assert!(bench.guest.destroyed.load(Ordering::Relaxed), "the microVM goes with its container");
     assert_eq!(code(bench.state("web").await), Code::NOT_FOUND);
 }
