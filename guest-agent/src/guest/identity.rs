@@ -1,12 +1,16 @@
 //! What makes one guest different from another: name, time, randomness. The node gives all three.
 
-#![expect(unsafe_code, reason = "RNDADDENTROPY and RNDRESEEDCRNG: writing to the device would mix, but not credit")]
+#![expect(
+    unsafe_code,
+    reason = "RNDADDENTROPY and RNDRESEEDCRNG, since writing to the device would mix, but not credit; adjtimex"
+)]
 
 use crate::error::Error;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Most entropy that is taken. The generator's own pool is 32 bytes.
 const MAX_ENTROPY: usize = 512;
@@ -17,6 +21,9 @@ const RNDADDENTROPY: libc::Ioctl = nix::request_code_write!(b'R', 3, 2 * size_of
 const RNDRESEEDCRNG: libc::Ioctl = nix::request_code_none!(b'R', 7);
 
 const NANOSECONDS: u64 = 1_000_000_000;
+
+/// What a clock is not slewed by, in nanoseconds: it would take more than a quarter of an hour.
+const STEP: u64 = NANOSECONDS / 2;
 
 /// `struct rand_pool_info`, with its bytes.
 #[repr(C)]
@@ -61,6 +68,33 @@ pub fn set_clock(time_ns: u64) -> Result<(), Error> {
     let nanoseconds = i64::try_from(time_ns % NANOSECONDS).expect("fits in 30 bits");
     clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, nanoseconds))
         .map_err(Error::system("set", "the clock"))
+}
+
+/// Nanoseconds since 1970.
+pub fn clock() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Programs of the guest see time run faster or slower for a while, unless that would take too long.
+pub fn adjust_clock(by_ns: i64) -> Result<(), Error> {
+    if by_ns.unsigned_abs() >= STEP {
+        return set_clock(clock().saturating_add_signed(by_ns));
+    }
+    if by_ns != 0 {
+        slew(by_ns / 1000).map_err(Error::system("adjust", "the clock"))?;
+    }
+    Ok(())
+}
+
+/// Replaces what is left of an earlier one.
+fn slew(microseconds: i64) -> io::Result<()> {
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let mut request: libc::timex = unsafe { std::mem::zeroed() };
+    request.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    request.offset = microseconds;
+    // SAFETY: the kernel reads and writes `request`, which outlives the call.
+    if unsafe { libc::adjtimex(&raw mut request) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// An empty name leaves the kernel's.

@@ -5,6 +5,7 @@
 
 mod accounting;
 mod add_memory;
+mod adjust_clock;
 mod configure;
 mod configure_network;
 mod create;
@@ -25,10 +26,11 @@ mod wait;
 use crate::agent::Agent;
 use crate::error::Error;
 use agent_protocol::agent::{
-    AddMemoryRequest, ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest,
-    CreateContainerRequest, CreateContainerResponse, CreateProcessRequest, Empty, Event, ListProcessesResponse,
-    PrepareVolumeRequest, ProcessRequest, PutFilesRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest,
-    StartResponse, StatsResponse, TakeFileRequest, TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
+    AddMemoryRequest, AdjustClockRequest, AdjustClockResponse, ConfigureNetworkRequest, ConfigureRequest,
+    ConfigureResponse, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateProcessRequest, Empty,
+    Event, ListProcessesResponse, PrepareVolumeRequest, ProcessRequest, PutFilesRequest, ReleaseDeviceRequest,
+    ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, TakeFileRequest, TakeFileResponse,
+    UpdateRequest, VolumeRequest, WaitResponse,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -139,6 +141,10 @@ impl agent_protocol::agent_ttrpc::Agent for Service {
 
     async fn release_device(&self, _: &TtrpcContext, request: ReleaseDeviceRequest) -> ttrpc::Result<Empty> {
         self.finish(|agent| devices::release(agent, request)).await
+    }
+
+    async fn adjust_clock(&self, _: &TtrpcContext, request: AdjustClockRequest) -> ttrpc::Result<AdjustClockResponse> {
+        Ok(adjust_clock::adjust_clock(&request)?)
     }
 
     async fn add_memory(&self, _: &TtrpcContext, request: AddMemoryRequest) -> ttrpc::Result<Empty> {

@@ -3,11 +3,11 @@
 mod responses;
 
 use agent_protocol::agent::{
-    AddMemoryRequest, ConfigureNetworkRequest, ConfigureRequest, ConfigureResponse, ContainerRequest,
-    CreateContainerRequest, CreateContainerResponse, CreateProcessRequest, Empty, Event, ListProcessesResponse,
-    PrepareVolumeRequest, ProcessRequest, PutFilesRequest, ReleaseDeviceRequest, ResizeTerminalRequest, SignalRequest,
-    StartResponse, StatsResponse, TakeFileRequest, TakeFileResponse, UpdateRequest, VolumeRequest, WaitResponse,
-    prepare_volume_request,
+    AddMemoryRequest, AdjustClockRequest, AdjustClockResponse, ConfigureNetworkRequest, ConfigureRequest,
+    ConfigureResponse, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateProcessRequest, Empty,
+    Event, ListProcessesResponse, PrepareVolumeRequest, ProcessRequest, PutFilesRequest, ReleaseDeviceRequest,
+    ResizeTerminalRequest, SignalRequest, StartResponse, StatsResponse, TakeFileRequest, TakeFileResponse,
+    UpdateRequest, VolumeRequest, WaitResponse, prepare_volume_request,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use responses::Responses;
@@ -92,7 +92,9 @@ calls! {
     put_files(PutFilesRequest) -> Empty, Some(DEFAULT);
     take_file(TakeFileRequest) -> TakeFileResponse, Some(Duration::from_secs(2));
     release_volume(VolumeRequest) -> Empty, Some(DEFAULT);
-    release_device(ReleaseDeviceRequest) -> Empty, Some(Duration::from_secs(5));
+    /// Waits until nothing is written to it any more.
+    release_device(ReleaseDeviceRequest) -> Empty, Some(WRITE_BACK);
+    adjust_clock(AdjustClockRequest) -> AdjustClockResponse, Some(Duration::from_secs(10));
     /// Waits for what the guest's kernel has to do for it, 10 s at most.
     add_memory(AddMemoryRequest) -> Empty, Some(DEFAULT);
     /// Has no deadline: ends with an event or with the microVM.

@@ -17,6 +17,7 @@ mod attach;
 mod boot;
 mod cgroup;
 mod cleanup;
+mod clock;
 mod devices;
 mod error;
 mod file_id;
@@ -188,6 +189,7 @@ impl Sandbox {
         trace::save();
         tokio::task::spawn_blocking(move || cleanup::sweep(&host));
         let inner = Arc::new(inner);
+        tokio::spawn(clock::keep(inner.agent.clone(), inner.vmm.stopped()));
         if let Some(listeners) = listeners {
             let task = tokio::spawn(forward::serve(listeners, Arc::downgrade(&inner)));
             // Set once: this is the only place.

@@ -7,6 +7,7 @@ mod accounting;
 mod bad_input;
 mod block_volumes;
 mod churn;
+mod clock;
 mod containerd_restart;
 mod cri_streams;
 mod direct_volumes;
