@@ -143,7 +143,10 @@ impl Volumes {
         // Its descriptor goes first: what is in use can't be unmounted.
         let Some((path, kind)) = volume.map(|volume| (volume.path.clone(), volume.kind)) else { return Ok(()) };
         if kind == Kind::Disk {
-            unmount_disk(&path)?;
+            // Unmounting does it only where nobody else has it mounted: a container that ends may take its time.
+            let written = File::open(&path).and_then(|place| Ok(nix::unistd::syncfs(&place)?));
+            let unmounted = unmount_disk(&path);
+            written.map_err(Error::system("write back", path.display())).and(unmounted)?;
         }
         remove(&path).map_err(Error::system("remove", path.display()))
     }

@@ -114,6 +114,14 @@ impl Agent {
         self.prepare_volume(&request).await.map(drop)
     }
 
+    /// The same for a file system on a device, whose journal may have to be replayed first.
+    pub(super) async fn mount_volume(&self, id: &str, kind: prepare_volume_request::Kind) -> Result<(), AgentError> {
+        let request =
+            PrepareVolumeRequest { volume: id.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() };
+        let limit = Some(LONG);
+        within("prepare_volume", limit, self.client.prepare_volume(context_for(limit), &request)).await.map(drop)
+    }
+
     /// Has the guest unmount a volume on a device, once all that was written to it is there.
     pub(super) async fn unmount_volume(&self, id: String) -> Result<(), AgentError> {
         let request = VolumeRequest { volume: id, ..VolumeRequest::default() };

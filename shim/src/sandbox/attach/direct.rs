@@ -150,7 +150,7 @@ impl Inner {
     }
 
     async fn prepare_direct(&self, volume: &str, kind: Kind, found: &DirectMount) -> Result<(), SandboxError> {
-        let prepared = self.agent.make_volume(volume, kind).await;
+        let prepared = self.agent.mount_volume(volume, kind).await;
         prepared.map_err(|error| SandboxError::host("mount", &found.what)(io::Error::other(error)))
     }
 
