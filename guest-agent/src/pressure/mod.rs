@@ -26,6 +26,9 @@ use tokio::time::{Instant, sleep, timeout};
 /// Between asking and getting. A node that says nothing gives nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Until it is asked again, after that.
+const PAUSE: Duration = Duration::from_secs(60);
+
 /// For memory that was given to be in use.
 const ARRIVAL: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
@@ -149,13 +152,24 @@ impl Pressure {
             self.wanted.notify_one();
             let answered = timeout(PATIENCE, self.added.notified()).await.is_ok();
             if !answered {
-                tracing::warn!("the node gives no memory: containers have what there is");
-                self.release();
+                tracing::warn!("the node gives no memory now: containers have what there is");
+                self.pause().await;
             }
             // Whoever is above the new brake is counted again.
             seen = highs(&mut file)?;
         }
         Ok(())
+    }
+
+    /// Takes the brake off for a while.
+    async fn pause(&self) {
+        {
+            // Held: a brake that is set meanwhile would be taken off.
+            let _released = self.released();
+            self.set("max");
+        }
+        sleep(PAUSE).await;
+        self.adjust();
     }
 
     /// Takes the brake off for good.

@@ -58,6 +58,11 @@ impl SandboxError {
         Self::Deadline { operation: operation.into(), limit }
     }
 
+    /// Whether it might have worked on a node that is less busy.
+    pub(super) fn is_deadline(&self) -> bool {
+        matches!(self, Self::Deadline { .. } | Self::Agent(AgentError::Deadline { .. }))
+    }
+
     /// For `map_err`: names the operation and the object that an I/O error is about.
     pub(super) fn host<E, T>(operation: &'static str, object: &T) -> impl FnOnce(E) -> Self + use<E, T>
     where

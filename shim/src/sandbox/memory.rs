@@ -63,6 +63,8 @@ pub(super) fn grow(inner: &Arc<Inner>) {
                 tracing::debug!(mib = inner.memory.started_mib + mib, "the guest has more memory");
                 given.mib = mib;
             }
+            // The node is busy. The guest asks again, and what is given is a total.
+            Err(error) if error.is_deadline() => tracing::warn!(%error, "the guest gets memory later"),
             Err(error) => {
                 // It goes on with what it has. Asking again would not help, and the guest may ask for ever.
                 tracing::warn!(%error, "the guest gets no more memory");
