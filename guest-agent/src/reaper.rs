@@ -20,6 +20,9 @@ use tokio::sync::watch;
 /// guest's pid namespace arrive here too, any number of them.
 const MAX_UNCLAIMED: usize = 4096;
 
+/// Reaped before others of the event loop have their turn.
+const TURN: usize = 1024;
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
@@ -71,7 +74,9 @@ impl Reaper {
         let looping = Arc::clone(&reaper);
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                looping.reap();
+                while looping.reap() {
+                    tokio::task::yield_now().await;
+                }
             }
         });
         Ok(reaper)
@@ -83,12 +88,15 @@ impl Reaper {
         Launch { reaper: Arc::clone(self) }
     }
 
-    fn reap(&self) {
+    /// Whether there may be more: orphans may end as fast as they are reaped.
+    fn reap(&self) -> bool {
         // Held while a pid is let go and marked, so that `Child::signal` never meets a pid that was used again.
         let mut table = self.table();
-        while let Some((pid, status)) = wait_any() {
+        for _ in 0..TURN {
+            let Some((pid, status)) = wait_any() else { return false };
             table.ended(pid, Exit::now(status));
         }
+        true
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

@@ -8,9 +8,14 @@ use std::path::Path;
 /// Containers inherit it when their specification says nothing, as on a node with containerd's own unit.
 const MAX_OPEN_FILES: u64 = 1 << 20;
 
+const THREADS: &str = "1048576";
+
+/// Some fewer: an agent that gets no thread ends, and the pod with it.
+const CONTAINERS_THREADS: &str = "1044480";
+
 const SYSCTLS: [(&str, &str); 8] = [
     // Containers' limits are their cgroups'. The kernel's own defaults shrink with the guest's first memory.
-    ("kernel/threads-max", "1048576"),
+    ("kernel/threads-max", THREADS),
     ("kernel/pid_max", "4194304"),
     // A kernel that has stumbled is not worth keeping: the pod is restarted instead.
     ("kernel/panic_on_oops", "1"),
@@ -53,6 +58,7 @@ fn enable_controllers(root: &Path) {
             note(controller, std::fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")));
         }
     }
+    note("pids.max", std::fs::write(parent.join("pids.max"), CONTAINERS_THREADS));
 }
 
 fn note<E: std::fmt::Display>(what: &str, result: Result<(), E>) {
