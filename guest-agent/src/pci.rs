@@ -2,13 +2,19 @@
 
 use crate::error::Error;
 use crate::id::PciAddress;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// A driver answers within a rescan; this is for a machine that is very slow.
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
+
+/// For what was written to a disk to get there. The shim gives up then.
+const WRITE_BACK: Duration = Duration::from_secs(300);
+const SLOW_POLL: Duration = Duration::from_millis(500);
 
 /// What is between a device that is memory and its disk, by the beginnings of names.
 const MEMORY: [&str; 3] = ["ndbus", "region", "namespace"];
@@ -39,6 +45,9 @@ impl PciBus {
         let device = self.device(address);
         if !device.exists() {
             return Ok(());
+        }
+        if let Some(disk) = self.look(address, "block") {
+            unused(Path::new("/dev").join(disk)).await;
         }
         write(device.join("remove")).await
     }
@@ -110,6 +119,27 @@ fn below(directory: &Path, prefix: &str) -> Option<PathBuf> {
             && entry.file_type().is_ok_and(|kind| kind.is_dir())
     });
     found.map(|entry| entry.path())
+}
+
+/// Waits until a disk is not mounted any more. The removal of one that is, or that is still written to while it is unmounted, would hold the
+/// lock of the bus as long as that takes, and nothing could be attached.
+async fn unused(disk: PathBuf) {
+    let end = Instant::now() + WRITE_BACK;
+    let mut pause = POLL;
+    loop {
+        let disk = disk.clone();
+        let open = move || std::fs::File::options().read(true).custom_flags(libc::O_EXCL).open(disk).map(drop);
+        let busy = |error: std::io::Error| error.kind() == std::io::ErrorKind::ResourceBusy;
+        if !tokio::task::spawn_blocking(open).await.is_ok_and(|opened| opened.is_err_and(busy)) {
+            return;
+        }
+        if Instant::now() > end {
+            tracing::warn!("a disk is in use, and is removed");
+            return;
+        }
+        sleep(pause).await;
+        pause = (2 * pause).min(SLOW_POLL);
+    }
 }
 
 /// The write returns when the kernel is done, so it must not hold the event loop.

@@ -9,7 +9,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use tokio::time::Instant;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
 use vmm_protocol::{Device, DeviceId, FdSlot, PciAddress};
 
 /// A disk of the guest.
@@ -53,15 +54,35 @@ impl Inner {
         Ok(Disk { device, address })
     }
 
+    /// Takes a disk away. A guest that still writes to it is waited for, by the caller for a while and then in the background: without the
+    /// disk, it would wait for ever for what it has written, with its PCI bus locked.
     pub(super) async fn detach_disk(&self, disk: Disk) -> Result<(), SandboxError> {
-        let request = ReleaseDeviceRequest { pci_address: disk.address.to_string(), ..ReleaseDeviceRequest::default() };
-        if let Err(error) = self.agent.release_device(&request).await {
-            // The device goes anyway: a guest that does not let go loses it under its feet.
-            tracing::warn!(address = %disk.address, %error, "the guest did not release the disk");
+        let (agent, vmm) = (self.agent.clone(), self.vmm.clone());
+        let mut detaching = tokio::spawn(async move {
+            let pci_address = disk.address.to_string();
+            let request = ReleaseDeviceRequest { pci_address, ..ReleaseDeviceRequest::default() };
+            let released = agent.release_device(&request).await;
+            if vmm.stopped().borrow().is_some() {
+                return Ok(());
+            }
+            if let Err(error) = released {
+                // The device goes anyway: a guest that does not let go loses it under its feet.
+                tracing::warn!(address = %disk.address, %error, "the guest did not release the disk");
+            }
+            vmm.detach(disk.device).await
+        });
+        match timeout(RELEASE, &mut detaching).await {
+            Ok(detached) => detached.map_err(io::Error::other).map_err(SandboxError::host("finish", &"a task"))?,
+            Err(_) => {
+                tracing::info!(address = %disk.address, "the guest still writes to a disk, which goes when that is done");
+                Ok(())
+            }
         }
-        self.vmm.detach(disk.device).await
     }
 }
+
+/// For a guest to let go of a disk while somebody waits for that.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// What a disk is read and written in.
 const SECTOR: u64 = 512;

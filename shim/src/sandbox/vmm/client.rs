@@ -16,7 +16,7 @@ use super::super::SandboxError;
 use super::super::agent::printable;
 
 /// The shim's end of the control socket.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in super::super) struct Client {
     shared: Arc<Shared>,
     said: watch::Receiver<Said>,

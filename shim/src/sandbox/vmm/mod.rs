@@ -33,7 +33,7 @@ const SOCKET_CLOSES: Duration = Duration::from_secs(1);
 const ENDS: Duration = Duration::from_secs(5);
 
 /// A VMM process. Dropping the handle does not end it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Vmm {
     client: Client,
     names: Names,

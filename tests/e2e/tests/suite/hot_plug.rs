@@ -1,7 +1,7 @@
 //! Containers that join a running microVM bring their root filesystem with them.
 
 use e2e::vmm::Vmm;
-use e2e::{BUSYBOX, Container, FOREVER};
+use e2e::{BUSYBOX, Container, FOREVER, Running, eventually};
 
 crate::for_each_snapshotter!(a_second_container_joins_the_first_ones_machine);
 
@@ -35,4 +35,27 @@ fn a_second_container_joins_the_first_ones_machine(snapshotter: &str) {
     assert_eq!(Vmm::all().len(), machines, "a machine of its own was made");
     // The first one never noticed.
     assert_eq!(boot(first.shell(script).success().stdout()), here);
+}
+
+/// Twice as long as anybody waits for it. Without its disk the guest would keep its bus locked for ever.
+#[test]
+#[ignore = "`make test-long`"]
+fn a_disk_that_is_still_written_to_goes_when_that_is_done() {
+    let slow =
+        Container::new(BUSYBOX, "blockfile").argument("--annotation").argument("io.bulkhead.disk_mib_per_second=1");
+    let first = slow.command(&FOREVER).start();
+    let alone = disks(&first);
+    let second = member(Container::new(BUSYBOX, "blockfile"), first.id()).command(&FOREVER).start();
+    second.shell("dd if=/dev/zero of=/file bs=1M count=25").success();
+    second.kill("SIGKILL").success();
+    assert_eq!(second.delete_stopped(), 137);
+    assert!(disks(&first) > alone, "nothing was left to be written");
+    let third = member(Container::new(BUSYBOX, "blockfile"), first.id()).shell("echo attached").run();
+    assert_eq!(third.success().stdout(), "attached\n");
+    eventually("the disk goes", || disks(&first) == alone);
+}
+
+/// Of its machine.
+fn disks(container: &Running) -> usize {
+    container.shell("grep -c ' vd' /proc/partitions").stdout().trim().parse().expect("a number")
 }
