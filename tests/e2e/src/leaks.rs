@@ -97,9 +97,11 @@ pub fn processes() -> Vec<String> {
 fn mounts() -> Vec<String> {
     /// containerd keeps a layer mounted as long as it has it, from its first use on.
     const LAYERS: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs/snapshots/";
+    /// Made with the first network namespace that anybody names.
+    const NAMESPACES: &str = "/run/netns";
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let paths = table.lines().filter_map(|line| line.split_whitespace().nth(4));
-    paths.filter(|path| !path.starts_with(LAYERS)).map(str::to_owned).collect()
+    paths.filter(|path| *path != NAMESPACES && !path.starts_with(LAYERS)).map(str::to_owned).collect()
 }
 
 fn cgroups() -> Vec<String> {

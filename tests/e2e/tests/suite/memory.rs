@@ -1,7 +1,7 @@
 //! A guest starts with little memory and gets more when its containers need it, up to what its pod may have.
 
 use e2e::log::ContainerdLog;
-use e2e::node_config::NodeConfig;
+use e2e::node_config::{NodeConfig, templates_are_off};
 use e2e::vmm::Vmm;
 use e2e::{BUSYBOX, Container, FOREVER, Running, eventually};
 
@@ -64,7 +64,7 @@ fn a_burst_is_given_memory_instead_of_being_killed() {
 
 #[test]
 fn a_machine_that_has_booted_grows_too() {
-    let _config = NodeConfig::with("templates = false\n");
+    let _config = (!templates_are_off()).then(|| NodeConfig::with("templates = false\n"));
     grows(&pod().command(&FOREVER).start());
 }
 

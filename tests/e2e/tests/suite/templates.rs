@@ -1,7 +1,7 @@
 //! Pods that are made from a machine that has booted already, and pods whose template does not work.
 
 use e2e::log::ContainerdLog;
-use e2e::node_config::NodeConfig;
+use e2e::node_config::{NodeConfig, templates_are_off};
 use e2e::vmm::Vmm;
 use e2e::{BUSYBOX, Container, DEBIAN, FOREVER, eventually};
 use std::collections::BTreeSet;
@@ -14,10 +14,7 @@ const WARNING: &str = "the template is not used";
 
 /// Whether this run of the suite is one in which every pod boots.
 fn are_off() -> bool {
-    let off = fs::read_to_string("/etc/bulkhead/config.toml")
-        .unwrap_or_default()
-        .lines()
-        .any(|line| line == "templates = false");
+    let off = templates_are_off();
     if off {
         println!("test skipped: this node's templates are switched off");
     }

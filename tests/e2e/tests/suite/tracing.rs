@@ -1,7 +1,7 @@
 //! What a pod's start took, as its shim writes it.
 
 use e2e::cri::Sandboxer;
-use e2e::node_config::NodeConfig;
+use e2e::node_config::{NodeConfig, templates_are_off};
 use e2e::{BUSYBOX, Container, FOREVER};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -48,11 +48,6 @@ fn assert_has(rows: &BTreeMap<String, Vec<Span>>, row: &str, names: &[&str]) {
     for name in names {
         assert!(spans.iter().any(|span| span.0 == *name), "{row} lacks {name}: {spans:#?}");
     }
-}
-
-fn templates_are_off() -> bool {
-    let config = std::fs::read_to_string("/etc/bulkhead/config.toml").unwrap_or_default();
-    config.lines().any(|line| line == "templates = false")
 }
 
 #[test]
