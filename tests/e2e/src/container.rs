@@ -47,8 +47,17 @@ impl From<Output> for Finished {
     }
 }
 
+/// What `ctr` ends with when a busy node gave it no connection to containerd in its time: nothing was asked.
+const NOT_CONNECTED: &str = "ctr: connection error: desc = \"transport: failed to write client preface";
+
 /// Runs `ctr` with `arguments`, feeding `input`. A call that outlasts every patience is killed and fails.
 pub fn ctr_with_input(arguments: &[&str], input: &[u8]) -> Finished {
+    let tries = std::iter::repeat_with(|| ctr_once(arguments, input)).take(3);
+    let mut connected = tries.skip_while(|finished| finished.stderr().contains(NOT_CONNECTED));
+    connected.next().unwrap_or_else(|| panic!("ctr {arguments:?} reaches containerd"))
+}
+
+fn ctr_once(arguments: &[&str], input: &[u8]) -> Finished {
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", &PATIENCE.as_secs().to_string(), "ctr"]).args(arguments);
     let started = Instant::now();
