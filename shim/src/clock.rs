@@ -3,7 +3,7 @@
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-fn since_epoch(time: SystemTime) -> Duration {
+pub fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

@@ -102,6 +102,10 @@ calls! {
     shutdown(Empty) -> Empty, Some(Duration::from_secs(2));
 }
 
+fn volume_request(id: &str, kind: prepare_volume_request::Kind) -> PrepareVolumeRequest {
+    PrepareVolumeRequest { volume: id.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() }
+}
+
 impl Agent {
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self { client: AgentClient::new(Client::new(Socket::new(Responses::new(stream)))) }
@@ -109,16 +113,12 @@ impl Agent {
 
     /// Makes a volume of the guest. One that is there stays as it is.
     pub(super) async fn make_volume(&self, id: &str, kind: prepare_volume_request::Kind) -> Result<(), AgentError> {
-        let request =
-            PrepareVolumeRequest { volume: id.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() };
-        self.prepare_volume(&request).await.map(drop)
+        self.prepare_volume(&volume_request(id, kind)).await.map(drop)
     }
 
     /// The same for a file system on a device, whose journal may have to be replayed first.
     pub(super) async fn mount_volume(&self, id: &str, kind: prepare_volume_request::Kind) -> Result<(), AgentError> {
-        let request =
-            PrepareVolumeRequest { volume: id.to_owned(), kind: Some(kind), ..PrepareVolumeRequest::default() };
-        let limit = Some(LONG);
+        let (request, limit) = (volume_request(id, kind), Some(LONG));
         within("prepare_volume", limit, self.client.prepare_volume(context_for(limit), &request)).await.map(drop)
     }
 

@@ -18,6 +18,7 @@ use super::template::{self, Template};
 use super::vmm::Vmm;
 use super::volumes::Volumes;
 use super::{Inner, PodFiles, SandboxError, SandboxSpec, uid};
+use crate::clock::since_epoch;
 use crate::trace;
 use agent_protocol::agent::ConfigureRequest;
 use agent_protocol::{AGENT_PORT, VERSION};
@@ -28,7 +29,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use vmm_protocol::{FdSlot, Jail, Machine, Restore};
@@ -355,7 +356,7 @@ async fn configure(agent: &Agent, spec: &SandboxSpec, size: Size, booted: Option
     let mut entropy = vec![0; ENTROPY];
     let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
     random.map_err(SandboxError::host("read", "/dev/urandom"))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = since_epoch(SystemTime::now());
     let request = ConfigureRequest {
         hostname: spec.hostname.clone(),
         files: spec.files.clone().map(pod_files).into(),

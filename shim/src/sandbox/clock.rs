@@ -6,13 +6,14 @@
 #![expect(unsafe_code, reason = "AsyncFd::register takes the caller's word that the descriptor stays")]
 
 use super::{Agent, AgentError};
+use crate::clock::since_epoch;
 use agent_protocol::agent::AdjustClockRequest;
 use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -48,7 +49,7 @@ pub(super) async fn keep(agent: Agent, mut stopped: watch::Receiver<Option<Strin
 async fn due() -> io::Result<()> {
     let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
     let timer = TimerFd::new(ClockId::CLOCK_REALTIME, flags)?;
-    let end = TimeSpec::from_duration(since_epoch() + INTERVAL);
+    let end = TimeSpec::from_duration(since_epoch(SystemTime::now()) + INTERVAL);
     let cancelled = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
     match timer.set(Expiration::OneShot(end), cancelled) {
         Err(Errno::ECANCELED) => return Ok(()),
@@ -60,14 +61,10 @@ async fn due() -> io::Result<()> {
     timer.readable().await.map(drop)
 }
 
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
 async fn correct(agent: &Agent) -> Result<(), AgentError> {
     let mut best: Option<Look> = None;
     for _ in 0..TRIES {
-        let (node, asked) = (since_epoch(), Instant::now());
+        let (node, asked) = (since_epoch(SystemTime::now()), Instant::now());
         let guest = agent.adjust_clock(&AdjustClockRequest::default()).await?.time_ns;
         let look = Look { node, took: asked.elapsed(), guest: Duration::from_nanos(guest) };
         best = best.filter(|best| best.took <= look.took).or(Some(look));
