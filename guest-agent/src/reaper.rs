@@ -9,11 +9,11 @@
 
 #![expect(unsafe_code, reason = "waitpid and kill of the C library: nix's can't express real-time signals")]
 
+use crate::guest::identity;
 use std::collections::HashMap;
 use std::io;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// Statuses kept for launches that have not told their pid yet. Orphans of a container that shares the
@@ -35,8 +35,7 @@ pub struct Exit {
 impl Exit {
     /// An end that no process reported, with the present time.
     pub fn now(status: u32) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { status, at_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) }
+        Self { status, at_ns: identity::clock() }
     }
 }
 

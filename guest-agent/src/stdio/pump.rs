@@ -39,7 +39,10 @@ pub(super) async fn run(endpoint: Endpoint, channel: Channel, stream: impl Async
 const LONGEST: usize = MAX_PAYLOAD;
 
 /// The process's output to the shim; then the end, in-band.
-async fn output(mut from: impl AsyncRead + Unpin, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+pub(super) async fn output(
+    mut from: impl AsyncRead + Unpin,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> io::Result<()> {
     let mut buffer = vec![0; LONGEST];
     loop {
         let length = from.read(&mut buffer[HEADER..]).await?;
@@ -51,14 +54,16 @@ async fn output(mut from: impl AsyncRead + Unpin, mut stream: impl AsyncRead + A
     }
     drop(buffer);
     stream.write_all(&Frame::End.encode()).await?;
-    stream.shutdown().await?;
-    // Closing now could reset the connection under what is still on its way.
+    // Closing now could reset the connection under what is still on its way. Whatever breaks from here on is the shim's, which closes when it
+    // has read the end.
     let mut rest = [0; 16];
-    let drained = async {
+    let closed = async {
+        stream.shutdown().await?;
         while stream.read(&mut rest).await? != 0 {}
         io::Result::Ok(())
     };
-    tokio::time::timeout(LINGER, drained).await.unwrap_or(Ok(()))
+    tokio::time::timeout(LINGER, closed).await.ok();
+    Ok(())
 }
 
 /// The shim's input to the process. Returning closes the pipe, which is the end of file that the process sees.

@@ -1,7 +1,9 @@
 use super::*;
 use agent_protocol::stream::{Frame, HEADER, MAX_PAYLOAD};
-use std::io::{Read, Write};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use std::io::{self, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 
 const ALL: Wanted = Wanted { stdin: true, stdout: true, stderr: true };
 
@@ -137,4 +139,42 @@ async fn resizing_is_harmless_before_and_after_and_without_a_terminal() {
     stdio.set_terminal(Terminal::new(pty.master).unwrap());
     drop(pty.slave);
     stdio.resize(120, 40).unwrap();
+}
+
+/// A connection that its peer closes once it has read everything.
+struct ClosedByPeer(DuplexStream);
+
+impl AsyncRead for ClosedByPeer {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for ClosedByPeer {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_closes_after_the_end_has_lost_nothing() {
+    let (ours, mut theirs) = tokio::io::duplex(4096);
+    pump::output(&b"all of it"[..], ClosedByPeer(ours)).await.unwrap();
+    assert_eq!(read_frames(&mut theirs).await, b"all of it");
+}
+
+#[tokio::test]
+async fn a_peer_that_closes_before_the_end_has_lost_output() {
+    let (ours, theirs) = tokio::io::duplex(4096);
+    drop(theirs);
+    let error = pump::output(&b"some of it"[..], ours).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
 }
