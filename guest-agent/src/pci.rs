@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 /// A driver answers within a rescan; this is for a machine that is very slow.
@@ -22,16 +23,19 @@ const MEMORY: [&str; 3] = ["ndbus", "region", "namespace"];
 #[derive(Clone, Debug)]
 pub struct PciBus {
     sysfs: Arc<Path>,
+    /// Held while devices come or go: what a rescan is about to find is not there yet for who removes it.
+    change: Arc<Mutex<()>>,
 }
 
 impl PciBus {
     /// `sysfs` is `/sys`, except in tests.
     pub fn new(sysfs: &Path) -> Self {
-        Self { sysfs: sysfs.join("bus/pci").into() }
+        Self { sysfs: sysfs.join("bus/pci").into(), change: Arc::default() }
     }
 
     /// Has the kernel find devices that were attached. Returns when their drivers are bound.
     pub async fn rescan(&self) -> Result<(), Error> {
+        let _change = self.change.lock().await;
         write(self.sysfs.join("rescan")).await
     }
 
@@ -40,16 +44,14 @@ impl PciBus {
         if self.device(address).exists() { Ok(()) } else { self.rescan().await }
     }
 
-    /// Has the kernel let go of a device. One that is gone already is no error.
+    /// Has the kernel let go of a device that it will not find again. One that is gone already is no error.
     pub async fn remove(&self, address: &PciAddress) -> Result<(), Error> {
-        let device = self.device(address);
-        if !device.exists() {
-            return Ok(());
-        }
         if let Some(disk) = self.look(address, "block") {
             unused(Path::new("/dev").join(disk)).await;
         }
-        write(device.join("remove")).await
+        let _change = self.change.lock().await;
+        let device = self.device(address);
+        if device.exists() { write(device.join("remove")).await } else { Ok(()) }
     }
 
     /// The device node of a disk that was attached at `address`.

@@ -61,6 +61,8 @@ pub enum Call {
     Snapshot { memory: FdSlot, state: FdSlot },
     /// Hot-plug a device; answered with [`Answer::Attached`]. The guest sees it when it rescans its PCI bus.
     Attach(Device),
+    /// Have the guest not find a device any more: it may be about to look for others. The driver that has it is not disturbed.
+    Withdraw { device: DeviceId },
     /// Remove a device that the guest has let go of.
     Detach { device: DeviceId },
     /// Connect `stream`, one end of a `SOCK_STREAM` socket pair, to a vsock port of the guest. Answered when

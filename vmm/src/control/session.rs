@@ -163,6 +163,10 @@ impl<S: AsFd> Session<S> {
                 return Ok(Next::End);
             }
             Call::Attach(device) => self.attach(device, descriptors),
+            Call::Withdraw { device } => match self.machine.withdraw(device) {
+                true => Ok(Answer::Done),
+                false => Err(format!("no device {} is attached", device.0)),
+            },
             Call::Detach { device } => match self.machine.detach(device) {
                 Some(device) => {
                     self.departures.begin(id, device, &self.answers, Instant::now());

@@ -165,6 +165,12 @@ impl Machine {
         Ok((id, address))
     }
 
+    /// The guest does not find a device any more that was attached. False when there is none by this id.
+    pub fn withdraw(&self, id: DeviceId) -> bool {
+        let slot = self.attached.get(&id);
+        slot.inspect(|slot| self.bus.hide(**slot)).is_some()
+    }
+
     /// Removes a device that was attached, and returns what is left of it: its threads were asked to end, but stopping and
     /// dropping it may take as long as its I/O. `None` when there is none by this id.
     pub fn detach(&mut self, id: DeviceId) -> Option<Box<dyn VirtioDevice>> {

@@ -22,6 +22,8 @@ pub struct Bus {
     /// Slot 0: Linux believes in mechanism #1 only when it finds a host bridge.
     host_bridge: ConfigSpace,
     slots: RwLock<Slots>,
+    /// A bit for each slot whose function is on its way out.
+    hidden: AtomicU32,
 }
 
 impl Default for Bus {
@@ -37,6 +39,7 @@ impl Bus {
             address: AtomicU32::new(0),
             host_bridge: ConfigSpace::new(identity),
             slots: RwLock::new(Slots::default()),
+            hidden: AtomicU32::new(0),
         }
     }
 
@@ -62,9 +65,15 @@ impl Bus {
         }
     }
 
+    /// Who looks for a function finds none in this slot any more. Its window stays.
+    pub fn hide(&self, slot: u8) {
+        self.hidden.fetch_or(bit(slot), Ordering::Relaxed);
+    }
+
     /// Takes a function off the bus. A vCPU may be inside one of its methods still.
     pub fn remove(&self, slot: u8) -> Option<Arc<dyn Function>> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        self.hidden.fetch_and(!bit(slot), Ordering::Relaxed);
         slots.get_mut(usize::from(slot)).and_then(Option::take)
     }
 
@@ -122,7 +131,7 @@ impl Bus {
 
     /// Slot and offset that a data port access of `length` bytes reaches; `None` off bus 0 or function 0, or
     /// across the end of the double word.
-    fn selected(&self, port: u16, length: usize) -> Option<(usize, u8)> {
+    fn selected(&self, port: u16, length: usize) -> Option<(u8, u8)> {
         let lane = usize::from(port.checked_sub(CONFIG_DATA)?);
         let address = self.address.load(Ordering::Relaxed);
         let [register, function, bus, _] = address.to_le_bytes();
@@ -132,11 +141,15 @@ impl Bus {
         }
         #[expect(clippy::cast_possible_truncation, reason = "a lane is below 4")]
         let offset = (register & !3) | lane as u8;
-        Some((usize::from(function >> 3), offset))
+        Some((function >> 3, offset))
     }
 
-    fn function(&self, slot: usize) -> Option<Arc<dyn Function>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner).get(slot)?.clone()
+    /// What answers in a slot's configuration space.
+    fn function(&self, slot: u8) -> Option<Arc<dyn Function>> {
+        if self.hidden.load(Ordering::Relaxed) & bit(slot) != 0 {
+            return None;
+        }
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).get(usize::from(slot))?.clone()
     }
 
     /// The function behind an address. Where a guest lets windows overlap, the lowest slot answers.
@@ -147,6 +160,11 @@ impl Bus {
             Some((Arc::clone(function), address - window.start))
         })
     }
+}
+
+/// 0 for a slot that does not exist.
+fn bit(slot: u8) -> u32 {
+    1u32.checked_shl(slot.into()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -223,6 +241,20 @@ mod tests {
         assert!(bus.remove(3).is_some());
         assert!(bus.remove(3).is_none());
         assert!(bus.insert(3, Arc::new(Echo)));
+    }
+
+    #[test]
+    fn a_hidden_function_is_not_found_and_works_until_it_is_removed() {
+        let bus = bus();
+        bus.hide(3);
+        assert_eq!(config(&bus, ENABLE | 3 << 11, CONFIG_DATA, 4), [0xff; 4]);
+        let mut data = [0; 1];
+        assert!(bus.read_memory(0xc000_0010, &mut data));
+        assert!(bus.remove(3).is_some());
+        assert!(bus.insert(3, Arc::new(Echo)));
+        assert_eq!(config(&bus, ENABLE | 3 << 11, CONFIG_DATA, 4), [0, 1, 2, 3]);
+        // There is no such slot.
+        bus.hide(32);
     }
 
     #[test]

@@ -59,13 +59,15 @@ impl Inner {
     pub(super) async fn detach_disk(&self, disk: Disk) -> Result<(), SandboxError> {
         let (agent, vmm) = (self.agent.clone(), self.vmm.clone());
         let mut detaching = tokio::spawn(async move {
+            // The guest lets go of it, and then looks for the disks of a container that is made meanwhile: it would find it again.
+            let withdrawn = vmm.withdraw(disk.device).await;
             let pci_address = disk.address.to_string();
             let request = ReleaseDeviceRequest { pci_address, ..ReleaseDeviceRequest::default() };
             let released = agent.release_device(&request).await;
             if vmm.stopped().borrow().is_some() {
                 return Ok(());
             }
-            if let Err(error) = released {
+            if let Err(error) = withdrawn.and(released.map_err(SandboxError::from)) {
                 // The device goes anyway: a guest that does not let go loses it under its feet.
                 tracing::warn!(address = %disk.address, %error, "the guest did not release the disk");
             }

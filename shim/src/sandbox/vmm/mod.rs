@@ -138,6 +138,11 @@ impl Vmm {
         }
     }
 
+    /// A guest that looks for devices finds this one no more.
+    pub async fn withdraw(&self, device: DeviceId) -> Result<(), SandboxError> {
+        self.call("withdraw a device", Call::Withdraw { device }, &[], DEFAULT).await.map(drop)
+    }
+
     pub async fn detach(&self, device: DeviceId) -> Result<(), SandboxError> {
         self.names.remove(device);
         self.call("detach a device", Call::Detach { device }, &[], DEFAULT).await.map(drop)
