@@ -20,6 +20,9 @@ pub(super) async fn shutdown(agent: Arc<Agent>) -> Result<Empty, Error> {
     if !all.emptied(KILLED).await {
         tracing::warn!("processes are left after the kill");
     }
+    // First: the shim waits for two seconds, and what else is written nobody reads again.
+    let volumes = Arc::clone(&agent);
+    tokio::task::spawn_blocking(move || volumes.volumes.write_back()).await.ok();
     for container in agent.containers.all() {
         container.shut_down().await;
     }

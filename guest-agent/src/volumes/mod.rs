@@ -39,8 +39,11 @@ const PAGE: u64 = 4096;
 #[derive(Debug)]
 pub struct Volumes {
     directory: PathBuf,
-    all: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+    all: Mutex<HashMap<VolumeId, Place>>,
 }
+
+/// Locked while its volume is mounted or let go: a disk that hangs is waited for by whoever wants this volume, and by nobody else.
+type Place = Arc<Mutex<Option<Arc<Volume>>>>;
 
 /// One volume. Calls about it wait for each other.
 #[derive(Debug)]
@@ -87,24 +90,42 @@ impl Volumes {
         kind: Kind,
         fill: impl FnOnce(&Path) -> Result<Option<Content>, Error>,
     ) -> Result<(), Error> {
-        let mut all = lock(&self.all);
-        if all.contains_key(id) {
+        let place = self.place(id)?;
+        let mut volume = lock(&place);
+        if volume.is_some() {
             return Ok(());
         }
-        if all.len() >= MAX_VOLUMES {
-            return Err(Error::Limit { what: "volumes", limit: MAX_VOLUMES });
-        }
         let path = self.directory.join(id.as_str());
-        kind.make(&path).map_err(Error::system("create", path.display()))?;
-        match fill(&path) {
+        let made = kind.make(&path).map_err(Error::system("create", path.display())).and_then(|()| fill(&path));
+        match made {
             Ok(content) => {
-                all.insert(id.clone(), Arc::new(Volume { path, kind, content: content.map(Mutex::new) }));
+                *volume = Some(Arc::new(Volume { path, kind, content: content.map(Mutex::new) }));
                 Ok(())
             }
             Err(error) => {
                 remove(&path).ok();
+                drop(volume);
+                self.forget(id, &place);
                 Err(error)
             }
+        }
+    }
+
+    /// Where a volume is, or is going to be.
+    fn place(&self, id: &VolumeId) -> Result<Place, Error> {
+        let mut all = lock(&self.all);
+        if !all.contains_key(id) && all.len() >= MAX_VOLUMES {
+            return Err(Error::Limit { what: "volumes", limit: MAX_VOLUMES });
+        }
+        Ok(Arc::clone(all.entry(id.clone()).or_default()))
+    }
+
+    /// Gives up the place of a volume that is not there, unless somebody else is about to make it.
+    fn forget(&self, id: &VolumeId, place: &Place) {
+        let mut all = lock(&self.all);
+        // Others get theirs from the table, which is locked.
+        if Arc::strong_count(place) == 2 && lock(place).is_none() {
+            all.remove(id);
         }
     }
 
@@ -139,21 +160,38 @@ impl Volumes {
     /// Forgets a volume. Containers that still mount it keep its files. What was written to a file system has reached
     /// its disk when this returns.
     pub fn release(&self, id: &VolumeId) -> Result<(), Error> {
-        let volume = lock(&self.all).remove(id);
-        // Its descriptor goes first: what is in use can't be unmounted.
-        let Some((path, kind)) = volume.map(|volume| (volume.path.clone(), volume.kind)) else { return Ok(()) };
-        if kind == Kind::Disk {
-            // Unmounting does it only where nobody else has it mounted: a container that ends may take its time.
-            let written = File::open(&path).and_then(|place| Ok(nix::unistd::syncfs(&place)?));
-            let unmounted = unmount_disk(&path);
-            written.map_err(Error::system("write back", path.display())).and(unmounted)?;
-        }
-        remove(&path).map_err(Error::system("remove", path.display()))
+        let place = lock(&self.all).get(id).cloned();
+        let Some(place) = place else { return Ok(()) };
+        let result = lock(&place).take().map_or(Ok(()), let_go);
+        self.forget(id, &place);
+        result
+    }
+
+    /// Writes back what containers have written to the file systems of the node's drivers. Each on a thread of its own: one whose disk hangs
+    /// must not cost the others their data.
+    pub fn write_back(&self) {
+        let disks = self.present().into_iter().filter(|(_, volume)| volume.kind == Kind::Disk);
+        std::thread::scope(|scope| {
+            for (id, volume) in disks {
+                scope.spawn(move || {
+                    if let Err(error) = write_back(&volume.path) {
+                        tracing::warn!(volume = id.as_str(), %error, "a volume is not written back");
+                    }
+                });
+            }
+        });
+    }
+
+    /// Those that nobody waits for.
+    fn present(&self) -> Vec<(VolumeId, Arc<Volume>)> {
+        let all = lock(&self.all);
+        let present = all.iter().filter_map(|(id, place)| Some((id.clone(), place.try_lock().ok()?.clone()?)));
+        present.collect()
     }
 
     /// For the guest's shutdown: file systems of the node's drivers are clean afterwards.
     pub fn shut_down(&self) {
-        for (id, volume) in std::mem::take(&mut *lock(&self.all)) {
+        for (id, volume) in self.present() {
             // Parts of them too: a file system ends with the last place that it is mounted at.
             if let Err(error) = umount2(&volume.path, MntFlags::empty())
                 && volume.kind == Kind::Disk
@@ -164,8 +202,27 @@ impl Volumes {
     }
 
     fn get(&self, id: &VolumeId) -> Result<Arc<Volume>, Error> {
-        lock(&self.all).get(id).cloned().ok_or_else(|| Error::NoVolume(id.clone()))
+        let place = lock(&self.all).get(id).cloned();
+        place.and_then(|place| lock(&place).clone()).ok_or_else(|| Error::NoVolume(id.clone()))
     }
+}
+
+fn write_back(path: &Path) -> std::io::Result<()> {
+    File::open(path).and_then(|place| Ok(nix::unistd::syncfs(&place)?))
+}
+
+/// Unmounts a volume and removes its place.
+fn let_go(volume: Arc<Volume>) -> Result<(), Error> {
+    let (path, kind) = (volume.path.clone(), volume.kind);
+    // Its descriptor goes first: what is in use can't be unmounted.
+    drop(volume);
+    if kind == Kind::Disk {
+        // Unmounting does it only where nobody else has it mounted: a container that ends may take its time.
+        let written = write_back(&path);
+        let unmounted = unmount_disk(&path);
+        written.map_err(Error::system("write back", path.display())).and(unmounted)?;
+    }
+    remove(&path).map_err(Error::system("remove", path.display()))
 }
 
 /// Two contents have room: the old one is there until the new one is swapped in.

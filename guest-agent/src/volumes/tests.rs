@@ -229,3 +229,48 @@ fn volumes_are_made_once_and_forgotten_once() {
     let failing = volumes.prepare_with(&id(), &PushedVolume::default(), |_, _| Err(Errno::ENOMEM));
     assert!(failing.is_err() && !path.exists());
 }
+
+#[test]
+fn a_volume_that_hangs_holds_up_no_other() {
+    let root = tempfile::tempdir().unwrap();
+    let (volumes, _) = volume(root.path());
+    let slow = VolumeId::parse("v2").unwrap();
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let hang = move |_: &Path| {
+        begun.send(()).unwrap();
+        goes_on.recv().unwrap();
+        Ok(None)
+    };
+    std::thread::scope(|scope| {
+        let (all, id_of_slow) = (&volumes, &slow);
+        let making = scope.spawn(move || all.add(id_of_slow, Kind::Directory, hang));
+        begins.recv().unwrap();
+        volumes.put(&id(), 1, &version(1, &["key"]), true).unwrap();
+        let other = VolumeId::parse("v3").unwrap();
+        volumes.add(&other, Kind::Directory, |_| Ok(None)).unwrap();
+        volumes.release(&other).unwrap();
+        volumes.write_back();
+        volumes.shut_down();
+        // Whoever wants the same one waits for it.
+        let same = scope.spawn(|| volumes.add(&slow, Kind::Directory, |_| unreachable!()));
+        go_on.send(()).unwrap();
+        making.join().unwrap().unwrap();
+        same.join().unwrap().unwrap();
+    });
+    volumes.release(&slow).unwrap();
+    assert!(!root.path().join("v/v2").exists());
+}
+
+#[test]
+fn a_volume_that_could_not_be_made_takes_no_place() {
+    let root = tempfile::tempdir().unwrap();
+    let volumes = Volumes::new(root.path().join("v"));
+    let fail = |_: &Path| Err(Error::system("mount", "it")(Errno::EIO));
+    volumes.add(&id(), Kind::Directory, fail).unwrap_err();
+    assert!(lock(&volumes.all).is_empty() && !root.path().join("v/v1").exists());
+    volumes.add(&id(), Kind::Directory, |_| Ok(None)).unwrap();
+    volumes.release(&id()).unwrap();
+    volumes.release(&id()).unwrap();
+    assert!(lock(&volumes.all).is_empty());
+}

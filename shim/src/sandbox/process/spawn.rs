@@ -111,6 +111,11 @@ fn execute(birth: &Birth<'_>, argv: &[*const c_char]) -> Result<Infallible, Errn
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     // SAFETY: no handler is installed. The shim ignores this one, as every program in Rust, which execution would keep.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    // A node that goes down asks every process to end. The shim ends its own, once the guest has written what it has.
+    for asked in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        // SAFETY: no handler is installed.
+        unsafe { signal(asked, SigHandler::SigIgn) }?;
+    }
     // Rust opens 0 to 2 before `main` where they are closed, so that none of these is one of them.
     let [input, output, error] = birth.standard;
     dup2_stdin(input)?;

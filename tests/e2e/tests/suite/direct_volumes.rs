@@ -2,7 +2,8 @@
 
 use e2e::cri::{Container, NewContainer, NewPod, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
-use e2e::{BUSYBOX, FOREVER, Finished, run, try_run};
+use e2e::vmm::Vmm;
+use e2e::{BUSYBOX, FOREVER, Finished, eventually, run, try_run};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 crate::for_each_sandboxer!(
     long: a_file_system_on_a_device_is_the_guests_own,
+    what_a_guest_has_not_synced_survives_the_end_of_its_node,
     what_is_slow_to_reach_its_device_is_not_lost,
     what_a_slow_device_takes_is_not_lost
 );
@@ -209,6 +211,30 @@ fn a_file_is_there_when_its_pod_is_gone(pod: NewPod, device: &Device) {
         assert_eq!(run(&["sh", "-c", &format!("md5sum < {}", file.display())]), digest);
     });
     drop((kubelet, records));
+}
+
+/// As systemd does at the end: whoever is left is asked to end, in any order.
+fn what_a_guest_has_not_synced_survives_the_end_of_its_node(sandboxer: Sandboxer) {
+    let before = Traces::now();
+    let records = Records::new();
+    let device = Device::new("data", "ext4");
+    let pod = Pod::new("reboot", sandboxer);
+    let kubelet = Kubelet::new(&pod.directory());
+    let volume = kubelet.volume("data");
+    records.add(&volume, &device.name, &["--fs-type", "ext4"]).success();
+    let pod = pod.run();
+    let container = data(&pod, "writer", &volume).start();
+    let digest = container.shell("yes bulkhead | head -c 5242880 > /data/file; md5sum < /data/file").stdout();
+    let [vmm] = Vmm::all()[..] else { panic!("one pod runs") };
+    let shim = vmm.status(vmm.pid, "PPid");
+    run(&["kill", &vmm.pid.to_string()]);
+    run(&["kill", &shim]);
+    eventually("the shim ends", || !Path::new("/proc").join(&shim).exists());
+    device.while_mounted(|place| {
+        assert_eq!(run(&["sh", "-c", &format!("md5sum < {}", place.join("file").display())]), digest);
+    });
+    drop((pod, kubelet, device, records));
+    assert_nothing_left_since(&before);
 }
 
 fn data<'pod>(pod: &'pod Pod, name: &str, source: &Path) -> NewContainer<'pod> {
