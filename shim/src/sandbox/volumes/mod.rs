@@ -9,7 +9,8 @@
 //! watch      notices that kubelet replaced a version
 //! returned   termination logs, which come back when their container ends
 //! ```
-//! A volume is one directory or file of the node, in whichever containers it is mounted, and stays until the pod ends.
+//! A volume is one directory or file of the node, in whichever containers it is mounted. A directory stays until the pod ends. A file goes with
+//! the last of its containers: what kubelet writes in its place is another file.
 
 mod classify;
 mod empty_dir;
@@ -112,8 +113,8 @@ impl Volumes {
         let source = |kind| Source { path: found.path.clone(), key, kind };
         let placed = match plan {
             VolumePlan::Shared | VolumePlan::EmptyDir(_) => return Ok(None),
-            VolumePlan::Pushed => self.pod.place(source(placed::Kind::Directory)).await,
-            VolumePlan::File => self.pod.place(source(placed::Kind::File)).await,
+            VolumePlan::Pushed => self.pod.place(container, source(placed::Kind::Directory)).await,
+            VolumePlan::File => self.pod.place(container, source(placed::Kind::File)).await,
             VolumePlan::Returned => self.place_returned(container, source(placed::Kind::File), found).await,
         };
         let placed = placed.map_err(|error| error.about(mount))?;
@@ -168,11 +169,12 @@ impl Volumes {
     /// Forgets what was a container's alone. Waits for nobody.
     pub fn detach(&self, container: &Identifier) {
         let returned = self.returned().remove(container).unwrap_or_default();
-        if returned.is_empty() || self.pod.stopped.borrow().is_some() {
+        if self.pod.stopped.borrow().is_some() {
             return;
         }
-        let pod = self.pod.clone();
+        let (pod, container) = (self.pod.clone(), container.clone());
         tokio::spawn(async move {
+            pod.release_files(&container).await;
             for file in returned {
                 file.release(&pod.agent).await;
             }
@@ -216,7 +218,7 @@ impl Pod {
     }
 
     /// The volume's content is the newest when this returns. `None`: it has not the layout of one that can be followed.
-    async fn place(&self, source: Source) -> Result<Option<String>, PlaceError> {
+    async fn place(&self, user: &Identifier, source: Source) -> Result<Option<String>, PlaceError> {
         let mut state = self.state.lock().await;
         let others = state.bytes();
         if let Some(volume) = state.volumes.get_mut(&source.key) {
@@ -224,15 +226,34 @@ impl Pod {
             // Its other name may be gone: kubelet binds a part of a volume for each container.
             volume.source = source;
             volume.refresh(&self.agent, room).await?;
+            volume.users.insert(user.clone());
             return Ok(Some(volume.id.clone()));
         }
         let Some(tree) = source.read().await? else { return Ok(None) };
         let id = state.next_id();
         let key = source.key;
         let room = self.room(others);
-        let volume = Placed::new(&self.agent, id.clone(), source, tree, room).await?;
+        let mut volume = Placed::new(&self.agent, id.clone(), source, tree, room).await?;
+        volume.users.insert(user.clone());
         state.volumes.insert(key, volume);
         Ok(Some(id))
+    }
+
+    /// Forgets files that only `user` has mounted.
+    async fn release_files(&self, user: &Identifier) {
+        let mut state = self.state.lock().await;
+        let mut unused = Vec::new();
+        state.volumes.retain(|_, volume| {
+            volume.users.remove(user);
+            let stays = volume.source.kind == placed::Kind::Directory || !volume.users.is_empty();
+            if !stays {
+                unused.push(volume.id.clone());
+            }
+            stays
+        });
+        for id in unused {
+            self.agent.forget_volume(&id).await;
+        }
     }
 }
 

@@ -3,10 +3,12 @@
 use super::push::push;
 use super::read::{self, MAX_VOLUME, ReadError, Tree};
 use super::{PlaceError, Room, reading};
+use crate::identifier::Identifier;
 use crate::sandbox::agent::Agent;
 use crate::sandbox::file_id::FileId;
 use agent_protocol::agent::{PushedVolume, prepare_volume_request};
 use agent_protocol::files::MAX_ENTRIES;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// Directory of a volume that holds one file: nobody sees it.
@@ -48,6 +50,8 @@ impl Source {
 pub(super) struct Placed {
     pub id: String,
     pub source: Source,
+    /// Containers that mount it.
+    pub users: HashSet<Identifier>,
     generation: u64,
     /// `None`: the guest may have anything, since the last call failed.
     fingerprint: Option<[u8; 32]>,
@@ -71,7 +75,8 @@ impl Placed {
         };
         prepare(agent, &id, volume).await?;
         let (generation, bytes) = (0, 0);
-        let mut placed = Self { id, source, generation, fingerprint: None, bytes, version: None, again: true };
+        let users = HashSet::new();
+        let mut placed = Self { id, source, users, generation, fingerprint: None, bytes, version: None, again: true };
         if let Err(error) = placed.fill(agent, tree, room).await {
             agent.forget_volume(&placed.id).await;
             return Err(error);

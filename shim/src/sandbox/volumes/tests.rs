@@ -104,12 +104,16 @@ impl Bench {
     }
 
     async fn place(&self, name: &str, plan: VolumePlan) -> Result<Option<String>, String> {
+        self.place_for(&web(), name, plan).await
+    }
+
+    async fn place_for(&self, user: &Identifier, name: &str, plan: VolumePlan) -> Result<Option<String>, String> {
         let source = self.path(name);
         let found = Resolved::open(&source).unwrap();
         let key = FileId::of(&std::fs::metadata(&source).unwrap());
         let options = TreeOptions { recursive: true, read_only: true, follows_source: false };
         let mount = HostMount { index: 0, destination: "/d".into(), source, options };
-        let placed = self.volumes.place(&web(), &mount, &found, Looked { plan, key, empty_dir: None }).await;
+        let placed = self.volumes.place(user, &mount, &found, Looked { plan, key, empty_dir: None }).await;
         placed.map_err(|error| error.to_string())
     }
 
@@ -169,6 +173,30 @@ async fn a_new_container_finds_what_is_on_the_node_now() {
     std::fs::write(bench.path("hosts"), "after").unwrap();
     bench.place("hosts", VolumePlan::File).await.unwrap();
     assert_eq!(bench.content("v1").as_deref(), Some("after"));
+}
+
+#[tokio::test]
+async fn a_file_goes_with_the_last_container_that_has_it() {
+    let bench = Bench::new(512).await;
+    let sidecar: Identifier = "sidecar".parse().unwrap();
+    bench.configure("settings", 1, b"one");
+    bench.place("settings", VolumePlan::Pushed).await.unwrap();
+    std::fs::write(bench.path("key"), "old").unwrap();
+    bench.place("key", VolumePlan::File).await.unwrap();
+    bench.place_for(&sidecar, "key", VolumePlan::File).await.unwrap();
+    bench.volumes.detach(&web());
+    std::fs::write(bench.path("new"), "new").unwrap();
+    std::fs::rename(bench.path("new"), bench.path("key")).unwrap();
+    let again: Identifier = "web-again".parse().unwrap();
+    let place = bench.place_for(&again, "key", VolumePlan::File).await.unwrap();
+    assert_eq!(place.as_deref(), Some("/run/bulkhead/v/v3/file"));
+    assert!(bench.guest.released.lock().unwrap().is_empty(), "the sidecar has it");
+    bench.volumes.detach(&sidecar);
+    bench.volumes.detach(&again);
+    while bench.guest.released.lock().unwrap().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(*bench.guest.released.lock().unwrap(), ["v2", "v3"]);
 }
 
 #[tokio::test]
