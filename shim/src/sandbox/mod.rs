@@ -337,7 +337,7 @@ impl Inner {
         let (host, id) = (self.host.clone(), self.id.clone());
         // There is no use in waiting again for a process that could not be killed.
         let limit = if self.vmm.process().ended().borrow().is_some() { cleanup::PATIENT } else { cleanup::BRIEF };
-        if let Err(error) = attach::blocking(move || cleanup::cleanup_on(&host, &id, limit)).await {
+        if let Err(error) = attach::apart(move || cleanup::cleanup_on(&host, &id, limit)).await {
             tracing::error!(%error, "the sandbox left something behind");
         }
     }

@@ -17,7 +17,7 @@ use super::mount::{DetachedTree, Overlay, TreeOptions, make_share, remove_skelet
 use super::policy::Resolved;
 use super::process::{Process, Program, packet_pair};
 use crate::identifier::Identifier;
-use places::{VOLUMES, make_place};
+use places::{Key, VOLUMES, make_place};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -129,7 +129,8 @@ impl ContainerShare {
     pub fn mount_volume(&self, source: &Resolved, options: TreeOptions) -> Result<String, SandboxError> {
         let mount = || -> io::Result<u64> {
             let tree = copy(source, options)?;
-            self.add(|| self.volumes.take(&self.name, source, tree, options))
+            let key = Key::of(source, &tree, options)?;
+            self.add(|| self.volumes.take(&self.name, key, tree))
         };
         let number = mount().map_err(SandboxError::host("share", &self.sharing(&source.path)))?;
         Ok(format!("{}/{VOLUMES}/{number}", agent_protocol::SHARE_MOUNT))

@@ -29,6 +29,7 @@ use agent_protocol::agent::create_container_request::Rootfs;
 use std::io;
 use std::sync::PoisonError;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 /// For all sources of a container together.
@@ -103,7 +104,7 @@ impl Inner {
             result = result.and(self.detach_disk(disk).await);
         }
         let files = ContainerShare::new(&self.directory, container, &self.volumes);
-        result.and(blocking(move || files.remove()).await)
+        result.and(apart(move || files.remove()).await)
     }
 
     pub(super) fn containers(&self) -> std::sync::MutexGuard<'_, super::Containers> {
@@ -127,9 +128,29 @@ pub(super) async fn blocking<T: Send + 'static>(
     joined.map_err(SandboxError::host("finish", "a thread's work"))?
 }
 
+/// The same for what ends a container or a pod: look-ups in a file system that hangs may have taken every thread that [`blocking`] has.
+pub(super) async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    let failed = || SandboxError::host("finish", "a thread's work");
+    let (done, result) = oneshot::channel();
+    let work = move || drop(done.send(work()));
+    std::thread::Builder::new().spawn(work).map_err(failed())?;
+    result.await.map_err(io::Error::other).map_err(failed())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_ends_a_pod_does_not_wait_for_threads_that_hang() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        runtime.spawn_blocking(move || held.recv());
+        assert_eq!(runtime.block_on(apart(|| Ok(1))).unwrap(), 1);
+        drop(hold);
+    }
 
     #[tokio::test]
     async fn a_source_that_hangs_is_named() {

@@ -19,10 +19,20 @@ pub(super) const VOLUMES: &str = ".volumes";
 /// What containers share a place for: the same directory or file, seen through the same mount of the node, with the
 /// same restrictions.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     file: FileId,
+    is_directory: bool,
     mount: String,
     options: TreeOptions,
+}
+
+impl Key {
+    /// Asks the file system of `source`, which may hang.
+    pub fn of(source: &Resolved, tree: &DetachedTree, options: TreeOptions) -> io::Result<Self> {
+        let metadata = tree.metadata()?;
+        let (file, is_directory) = (FileId::of(&metadata), metadata.is_dir());
+        Ok(Self { file, is_directory, mount: source.mount_id()?, options })
+    }
 }
 
 #[derive(Debug)]
@@ -54,15 +64,7 @@ impl Places {
     }
 
     /// Mounts a copy of `source`, unless it is there. Returns the place's number.
-    pub(super) fn take(
-        &self,
-        user: &Identifier,
-        source: &Resolved,
-        tree: DetachedTree,
-        options: TreeOptions,
-    ) -> io::Result<u64> {
-        let metadata = tree.metadata()?;
-        let key = Key { file: FileId::of(&metadata), mount: source.mount_id()?, options };
+    pub(super) fn take(&self, user: &Identifier, key: Key, tree: DetachedTree) -> io::Result<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = state.places.get_mut(&key) {
             place.users.insert(user.clone());
@@ -71,7 +73,7 @@ impl Places {
         let number = state.next;
         state.next += 1;
         std::fs::create_dir_all(&self.tree)?;
-        make_place(&self.tree.join(number.to_string()), metadata.is_dir())?;
+        make_place(&self.tree.join(number.to_string()), key.is_directory)?;
         tree.attach(&self.share.join(number.to_string()))?;
         state.places.insert(key, Place { number, users: [user.clone()].into() });
         Ok(number)
@@ -146,7 +148,8 @@ mod tests {
         fn take(&self, user: &str, source: &Path, options: TreeOptions) -> u64 {
             let source = Resolved::open(source).unwrap();
             let tree = DetachedTree::copy(&source, options).unwrap();
-            self.places.take(&user.parse().unwrap(), &source, tree, options).unwrap()
+            let key = Key::of(&source, &tree, options).unwrap();
+            self.places.take(&user.parse().unwrap(), key, tree).unwrap()
         }
 
         fn release(&self, user: &str) {
