@@ -152,13 +152,19 @@ impl Bus {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).get(usize::from(slot))?.clone()
     }
 
-    /// The function behind an address. Where a guest lets windows overlap, the lowest slot answers.
+    /// The function behind an address. Where a guest lets windows overlap, the lowest slot answers, and hidden ones last: what a guest
+    /// has let go of, it may give to a new function before the old one is gone.
     fn decode(&self, address: u64) -> Option<(Arc<dyn Function>, u64)> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.iter().flatten().find_map(|function| {
-            let window = function.window().filter(|window| window.contains(&address))?;
-            Some((Arc::clone(function), address - window.start))
-        })
+        let hidden = self.hidden.load(Ordering::Relaxed);
+        let find = |is_hidden: bool| {
+            slots.iter().zip(0..).find_map(|(function, slot)| {
+                let function = function.as_ref().filter(|_| (hidden & bit(slot) != 0) == is_hidden)?;
+                let window = function.window().filter(|window| window.contains(&address))?;
+                Some((Arc::clone(function), address - window.start))
+            })
+        };
+        find(false).or_else(|| find(true))
     }
 }
 
@@ -187,6 +193,22 @@ mod tests {
         }
         fn read_bar(&self, offset: u64, data: &mut [u8]) {
             data.fill(u8::try_from(offset & 0xff).unwrap());
+        }
+        fn write_bar(&self, _: u64, _: &[u8]) {}
+    }
+
+    /// At the same place.
+    #[derive(Debug)]
+    struct Other;
+
+    impl Function for Other {
+        fn read_config(&self, _: u8, _: &mut [u8]) {}
+        fn write_config(&self, _: u8, _: &[u8]) {}
+        fn window(&self) -> Option<Range<u64>> {
+            Echo.window()
+        }
+        fn read_bar(&self, _: u64, data: &mut [u8]) {
+            data.fill(0x55);
         }
         fn write_bar(&self, _: u64, _: &[u8]) {}
     }
@@ -255,6 +277,22 @@ mod tests {
         assert_eq!(config(&bus, ENABLE | 3 << 11, CONFIG_DATA, 4), [0, 1, 2, 3]);
         // There is no such slot.
         bus.hide(32);
+    }
+
+    #[test]
+    fn a_new_function_has_the_window_of_one_that_is_hidden() {
+        let bus = bus();
+        bus.insert(5, Arc::new(Other));
+        let read = || {
+            let mut data = [0; 1];
+            bus.read_memory(0xc000_0010, &mut data);
+            data[0]
+        };
+        assert_eq!(read(), 0x10);
+        bus.hide(3);
+        assert_eq!(read(), 0x55);
+        bus.remove(5);
+        assert_eq!(read(), 0x10);
     }
 
     #[test]
