@@ -1,11 +1,12 @@
 //! What bad input gets: one sentence that names the thing, and nothing left behind.
 
 use e2e::leaks::{Traces, assert_nothing_left_since};
-use e2e::{BUSYBOX, Container, NO_COMMAND};
+use e2e::{BUSYBOX, Container, NO_COMMAND, run};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const SHARE: &str = "/opt/bulkhead/share";
+const CHANGES: &str = "/run/e2e-changes";
 
 fn container() -> Container {
     Container::new(BUSYBOX, "overlayfs").shell("true")
@@ -51,15 +52,41 @@ fn with_config(name: &str, text: &str) -> Container {
     container().argument("--runtime-config-path").argument(path.to_str().expect("a plain path"))
 }
 
+/// The installed files with a change. Renamed or written to, they would not be those any more that the node's template was made with, and
+/// whatever is tested after that would boot.
+struct Changed;
+
+impl Changed {
+    fn new(change: impl FnOnce(&Path)) -> Self {
+        let [upper, work] = ["upper", "work"].map(|name| Path::new(CHANGES).join(name));
+        fs::create_dir_all(&upper).and_then(|()| fs::create_dir_all(&work)).expect("new directories");
+        change(&upper);
+        let options = format!("lowerdir={SHARE},upperdir={},workdir={}", upper.display(), work.display());
+        run(&["mount", "-t", "overlay", "overlay", "-o", &options, SHARE]);
+        Self
+    }
+
+    fn without(name: &str) -> Self {
+        Self::new(|upper| drop(run(&["mknod", &upper.join(name).display().to_string(), "c", "0", "0"])))
+    }
+}
+
+impl Drop for Changed {
+    fn drop(&mut self) {
+        run(&["umount", SHARE]);
+        fs::remove_dir_all(CHANGES).expect("nobody has it mounted");
+    }
+}
+
 #[test]
 fn a_missing_kernel_is_named() {
-    let _hidden = Hidden::new(&format!("{SHARE}/vmlinux"));
+    let _changed = Changed::without("vmlinux");
     refused(container(), &["vmlinux"]);
 }
 
 #[test]
 fn a_missing_guest_image_is_named() {
-    let _hidden = Hidden::new(&format!("{SHARE}/guest.erofs"));
+    let _changed = Changed::without("guest.erofs");
     refused(container(), &["guest.erofs"]);
 }
 
@@ -71,9 +98,7 @@ fn a_missing_kvm_is_named() {
 
 #[test]
 fn a_corrupt_kernel_is_named() {
-    let _hidden = Hidden::new(&format!("{SHARE}/vmlinux"));
-    let path = format!("{SHARE}/vmlinux");
-    fs::write(&path, "not a kernel").expect("the file can be replaced");
+    let _changed = Changed::new(|upper| fs::write(upper.join("vmlinux"), "not a kernel").expect("a new file"));
     refused(container(), &["kernel"]);
 }
 
