@@ -94,9 +94,10 @@ impl Agent {
             booted: Moments::default(),
             pod_pids: PodPids::new(paths.agent.clone(), Arc::clone(&reaper)),
             crun: Crun::new(paths.crun.clone(), paths.run.join("crun"), reaper),
-            pci: PciBus::new(&paths.sysfs),
+            // One bus, since its clones take turns.
+            pci: share.pci().clone(),
+            layers: Arc::new(Layers::new(paths.run.join("l"), share.pci().clone())),
             share,
-            layers: Arc::new(Layers::new(paths.run.join("l"), PciBus::new(&paths.sysfs))),
             volumes: Volumes::new(paths.run.join("v")),
             sockets: Arc::new(Sockets::new(paths.run.join("v"))),
             pressure: Arc::new(Pressure::new(&paths.cgroups)),

@@ -34,6 +34,10 @@ impl Share {
         Self { pci, mounted: Mutex::new(true) }
     }
 
+    pub fn pci(&self) -> &PciBus {
+        &self.pci
+    }
+
     /// The share is mounted when this returns.
     pub async fn ensure(&self) -> Result<(), Error> {
         let mut mounted = self.mounted.lock().await;

@@ -17,6 +17,7 @@ use super::mount::{DetachedTree, Overlay, TreeOptions, make_share, remove_skelet
 use super::policy::Resolved;
 use super::process::{Process, Program, packet_pair};
 use crate::identifier::Identifier;
+use nix::sys::socket::{setsockopt, sockopt};
 use places::{Key, VOLUMES, make_place};
 use std::ffi::OsStr;
 use std::io;
@@ -45,6 +46,10 @@ pub(super) fn remove(directory: &SandboxDirectory) -> Result<(), SandboxError> {
     Ok(())
 }
 
+/// Twice the largest request, a write of 128 KiB: the kernel takes its own headers from it. Nodes may have less for sockets that say nothing
+/// (`net.core.wmem_default`), and every such write would fail.
+const SEND_ROOM: usize = 264 << 10;
+
 /// Starts the file server of a share. Returns it with the VMM's end of its socket.
 pub(super) fn serve(
     host: &Host,
@@ -54,6 +59,8 @@ pub(super) fn serve(
 ) -> Result<(Process, OwnedFd), SandboxError> {
     let share = directory.share();
     let (ours, theirs) = packet_pair().map_err(SandboxError::host("create", "the file server's socket"))?;
+    let sized = setsockopt(&theirs, sockopt::SndBufForce, &SEND_ROOM).map_err(io::Error::from);
+    sized.map_err(SandboxError::host("size", "the file server's socket"))?;
     let path = host.file_server();
     let arguments = [OsStr::new("--root"), share.as_os_str()];
     let program = Program { name: "file server", path: &path, arguments: &arguments, oom_score };
