@@ -250,7 +250,7 @@ fn random_requests_neither_end_the_server_nor_leave_the_share() {
     for _ in 0..REQUESTS {
         let opcode = guest.opcode();
         let (node, body) = guest.request(opcode);
-        let mut packet = request(opcode, 7, node, &body);
+        let mut packet = request(opcode, 8, node, &body);
         if guest.random.one_in(4) {
             // In the name of a user.
             packet[24..32].copy_from_slice(&longs(&[guest.long()]));

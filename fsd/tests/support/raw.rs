@@ -95,11 +95,15 @@ impl Server {
         assert_eq!(self.exchange(INIT, 0, &words(&[7, 31, 131_072, 0])).0, 0);
     }
 
-    /// Error number and body of the reply to a request.
+    /// Error number and body of the reply to a request. Late replies to others are passed over.
     pub fn exchange(&self, opcode: u32, node: u64, body: &[u8]) -> (i32, Vec<u8>) {
         self.send(&request(opcode, 7, node, body));
-        let reply = self.receive();
-        assert_eq!(reply[8..16], 7_u64.to_le_bytes());
+        let reply = loop {
+            let reply = self.receive();
+            if reply[8..16] == 7_u64.to_le_bytes() {
+                break reply;
+            }
+        };
         (-i32::from_le_bytes(*reply[4..].first_chunk().unwrap()), reply[16..].to_vec())
     }
 
