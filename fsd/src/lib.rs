@@ -5,6 +5,7 @@
 //! directory first ([`jail`]), every request is bounded before it is looked at ([`request`]), and only then does a
 //! file system library act on it ([`share`]).
 
+pub mod caller;
 pub mod freshness;
 pub mod jail;
 pub mod numbers;

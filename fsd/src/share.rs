@@ -9,6 +9,7 @@
 //!   ordinary reads and writes: the host's `O_DIRECT` wants buffers, lengths and offsets aligned to its disk.
 #![expect(unsafe_code, reason = "an option of FUSE that the library does not name")]
 
+use crate::caller::{as_caller, is_refusal, making, on_behalf};
 use crate::freshness::{Found, Freshness, SHORT};
 use crate::numbers::InodeNumbers;
 use crate::remembered::Remembered;
@@ -21,6 +22,7 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
+use std::thread;
 use std::time::Duration;
 
 /// What the guest's kernel may do, besides what the library turns on.
@@ -98,9 +100,30 @@ impl Share {
     /// The same of an entry that was found by name.
     fn found(&self, context: &Context, parent: u64, name: &[u8], entry: Entry) -> Entry {
         let found = Found { parent, name, inode: entry.inode, device: entry.attr.st_dev };
-        let parent_device = || self.files.getattr(context, parent, None).ok().map(|(parent, _)| parent.st_dev);
+        let parent_device = || {
+            let parent = on_behalf(context, |context| self.files.getattr(context, parent, None));
+            parent.ok().map(|(parent, _)| parent.st_dev)
+        };
         let entry_timeout = self.freshness.learn(found, parent_device);
         Entry { entry_timeout, ..self.entry(entry) }
+    }
+
+    /// Whether a directory has nothing but files that are removed. A removed file that is open keeps a name on NFS.
+    fn holds_only_removed(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<bool> {
+        let inode = on_behalf(context, |context| self.files.lookup(context, parent, name))?.inode;
+        let mut only_removed = true;
+        let mut look = |entry: DirEntry<'_>| {
+            only_removed = entry.name.starts_with(b".nfs");
+            Ok(only_removed.into())
+        };
+        let opened = on_behalf(context, |context| self.files.opendir(context, inode, libc::O_RDONLY.cast_unsigned()));
+        let listed = opened.and_then(|(handle, _)| {
+            let handle = handle.unwrap_or_default();
+            let listed = on_behalf(context, |context| self.files.readdir(context, inode, handle, 4096, 0, &mut look));
+            self.files.releasedir(context, inode, 0, handle).and(listed)
+        });
+        self.files.forget(context, inode, 1);
+        listed.map(|()| only_removed)
     }
 
     fn attributes(&self, (mut attributes, _): (stat64, Duration)) -> (stat64, Duration) {
@@ -108,6 +131,9 @@ impl Share {
         (attributes, self.freshness.of(attributes.st_dev))
     }
 }
+
+/// How long the removal of a directory waits for other threads, which may still have to let go of what the guest has forgotten.
+const PAUSES: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(16)];
 
 /// `FOPEN_NOFLUSH`: there is nothing to write back when the file is closed.
 fn no_flush() -> OpenOptions {
@@ -136,18 +162,24 @@ fn reads_only(flags: u32) -> bool {
     flags & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned()
 }
 
-/// Reads a part of a directory by a function that notes whether there was an entry. The library stops at one that the node has removed
-/// before it was looked at. When that is the first, there is an error, or nothing: to the guest, the end of the directory.
-/// So what ends without an entry is read again, and then starts with another one.
-fn list(mut read: impl FnMut(&mut bool) -> io::Result<()>) -> io::Result<()> {
+/// Reads a part of a directory by a function that notes whether there was an entry. The library stops at one that it cannot look at.
+/// When that is the first, there is an error, or nothing: to the guest, the end of the directory.
+///
+/// So what ends without an entry is read again: when the node has removed the entry, the next attempt starts with another one.
+/// When it is not for root to look at, every second attempt is as the caller.
+fn list(caller: &Context, mut read: impl FnMut(&Context, &mut bool) -> io::Result<()>) -> io::Result<()> {
     const ATTEMPTS: usize = 8;
     let mut result = Ok(());
-    for _ in 0..ATTEMPTS {
+    for attempt in 0..ATTEMPTS {
         let mut found = false;
-        result = read(&mut found);
+        result = if attempt % 2 == 0 {
+            read(caller, &mut found)
+        } else {
+            as_caller(caller, |context| read(context, &mut found))
+        };
         match &result {
             Ok(()) if !found => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) || is_refusal(error) => {}
             _ => break,
         }
     }
@@ -188,7 +220,7 @@ impl FileSystem for Share {
 
     fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        let entry = self.files.lookup(context, parent, name).map_err(of_server)?;
+        let entry = on_behalf(context, |context| self.files.lookup(context, parent, name)).map_err(of_server)?;
         if !self.remembered.add_if_room(entry.inode) {
             self.files.forget(context, entry.inode, 1);
             return Err(full());
@@ -209,7 +241,7 @@ impl FileSystem for Share {
     }
 
     fn getattr(&self, context: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
-        Ok(self.attributes(self.files.getattr(context, inode, handle)?))
+        Ok(self.attributes(on_behalf(context, |context| self.files.getattr(context, inode, handle))?))
     }
 
     fn setattr(
@@ -220,18 +252,18 @@ impl FileSystem for Share {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
-        let changed = self.files.setattr(context, inode, attributes, handle, valid).map_err(of_server)?;
-        Ok(self.attributes(changed))
+        let changed = on_behalf(context, |context| self.files.setattr(context, inode, attributes, handle, valid));
+        Ok(self.attributes(changed.map_err(of_server)?))
     }
 
     fn readlink(&self, context: &Context, inode: u64) -> io::Result<Vec<u8>> {
-        self.files.readlink(context, inode)
+        on_behalf(context, |context| self.files.readlink(context, inode))
     }
 
     fn symlink(&self, context: &Context, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
         self.check_room()?;
-        self.made(self.files.symlink(context, target, parent, name))
+        self.made(making(context, |context| self.files.symlink(context, target, parent, name)))
     }
 
     fn mknod(
@@ -245,23 +277,33 @@ impl FileSystem for Share {
     ) -> io::Result<Entry> {
         check_name(name)?;
         self.check_room()?;
-        self.made(self.files.mknod(context, parent, name, mode, rdev, umask))
+        self.made(making(context, |context| self.files.mknod(context, parent, name, mode, rdev, umask)))
     }
 
     fn mkdir(&self, context: &Context, parent: u64, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry> {
         check_name(name)?;
         self.check_room()?;
-        self.made(self.files.mkdir(context, parent, name, mode, umask))
+        self.made(making(context, |context| self.files.mkdir(context, parent, name, mode, umask)))
     }
 
     fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
         check_name(name)?;
-        self.files.unlink(context, parent, name)
+        on_behalf(context, |context| self.files.unlink(context, parent, name))
     }
 
     fn rmdir(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
         check_name(name)?;
-        self.files.rmdir(context, parent, name)
+        let remove = || on_behalf(context, |context| self.files.rmdir(context, parent, name));
+        let mut removed = remove();
+        for pause in PAUSES {
+            let not_empty = removed.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOTEMPTY));
+            if !not_empty || !self.holds_only_removed(context, parent, name).unwrap_or(false) {
+                break;
+            }
+            thread::sleep(pause);
+            removed = remove();
+        }
+        removed
     }
 
     fn rename(
@@ -275,12 +317,12 @@ impl FileSystem for Share {
     ) -> io::Result<()> {
         check_name(name)?;
         check_name(new_name)?;
-        self.files.rename(context, parent, name, new_parent, new_name, flags)
+        on_behalf(context, |context| self.files.rename(context, parent, name, new_parent, new_name, flags))
     }
 
     fn link(&self, context: &Context, inode: u64, new_parent: u64, new_name: &CStr) -> io::Result<Entry> {
         check_name(new_name)?;
-        self.made(self.files.link(context, inode, new_parent, new_name))
+        self.made(making(context, |context| self.files.link(context, inode, new_parent, new_name)))
     }
 
     fn open(
@@ -291,8 +333,8 @@ impl FileSystem for Share {
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         let flags = host_flags(flags);
-        let opened = self.files.open(context, inode, flags, fuse_flags).map_err(of_server)?;
-        let (handle, options, passthrough) = opened;
+        let opened = on_behalf(context, |context| self.files.open(context, inode, flags, fuse_flags));
+        let (handle, options, passthrough) = opened.map_err(of_server)?;
         let options = if reads_only(flags) { options | no_flush() } else { options };
         Ok((handle, options, passthrough))
     }
@@ -307,8 +349,8 @@ impl FileSystem for Share {
         check_name(name)?;
         self.check_room()?;
         arguments.flags = host_flags(arguments.flags);
-        let created = self.files.create(context, parent, name, arguments).map_err(of_server)?;
-        let (entry, handle, options, passthrough) = created;
+        let created = making(context, |context| self.files.create(context, parent, name, arguments));
+        let (entry, handle, options, passthrough) = created.map_err(of_server)?;
         Ok((self.made(Ok(entry))?, handle, options, passthrough))
     }
 
@@ -382,27 +424,27 @@ impl FileSystem for Share {
     }
 
     fn statfs(&self, context: &Context, inode: u64) -> io::Result<statvfs64> {
-        self.files.statfs(context, inode)
+        on_behalf(context, |context| self.files.statfs(context, inode))
     }
 
     fn setxattr(&self, context: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
-        self.files.setxattr(context, inode, name, value, flags)
+        on_behalf(context, |context| self.files.setxattr(context, inode, name, value, flags))
     }
 
     fn getxattr(&self, context: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
-        self.files.getxattr(context, inode, name, size)
+        on_behalf(context, |context| self.files.getxattr(context, inode, name, size))
     }
 
     fn listxattr(&self, context: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        self.files.listxattr(context, inode, size)
+        on_behalf(context, |context| self.files.listxattr(context, inode, size))
     }
 
     fn removexattr(&self, context: &Context, inode: u64, name: &CStr) -> io::Result<()> {
-        self.files.removexattr(context, inode, name)
+        on_behalf(context, |context| self.files.removexattr(context, inode, name))
     }
 
     fn opendir(&self, context: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.files.opendir(context, inode, host_flags(flags)).map_err(of_server)
+        on_behalf(context, |context| self.files.opendir(context, inode, host_flags(flags))).map_err(of_server)
     }
 
     /// Entries with the inode numbers that `getattr` tells, which the library's own `readdir` does not give.
@@ -424,7 +466,7 @@ impl FileSystem for Share {
             }
             added
         };
-        list(|found| {
+        list(context, |context, found| {
             self.files.readdirplus(context, inode, handle, size, offset, &mut |name, entry| {
                 *found = true;
                 add(name, entry)
@@ -459,7 +501,7 @@ impl FileSystem for Share {
             }
             added
         };
-        list(|found| {
+        list(context, |context, found| {
             self.files.readdirplus(context, inode, handle, size, offset, &mut |name, entry| {
                 *found = true;
                 add(name, entry)

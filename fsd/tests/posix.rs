@@ -10,6 +10,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use support::{Mounted, run};
 
 /// A tree with files of many lengths, links, modes and names.
@@ -217,6 +218,23 @@ fn a_user_creates_files_with_the_rights_of_all_its_groups() {
     assert!(!touch("of-others/file"));
     let file = fs::metadata(share.host("of-group/file")).unwrap();
     assert_eq!((file.uid(), file.gid()), (1000, 1000));
+}
+
+#[test]
+fn a_directory_goes_when_nfs_lets_go_of_what_is_removed_from_it() {
+    let Some(share) = Mounted::start() else { return };
+    fs::create_dir(share.path("directory")).unwrap();
+    // As NFS calls a file that was removed and is open.
+    let removed = share.host("directory/.nfs0000000000000001");
+    fs::write(&removed, "").unwrap();
+    assert_eq!(fs::remove_dir(share.path("directory")).unwrap_err().kind(), ErrorKind::DirectoryNotEmpty);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(3));
+            fs::remove_file(&removed).unwrap();
+        });
+        fs::remove_dir(share.path("directory")).unwrap();
+    });
 }
 
 #[test]

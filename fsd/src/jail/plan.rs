@@ -88,6 +88,7 @@ pub const SYSTEM_CALLS: &[c_long] = &[
     // Memory, locks, time, the end of a thread and of the process.
     libc::SYS_brk,
     libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,

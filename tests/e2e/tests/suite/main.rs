@@ -24,6 +24,7 @@ mod memory;
 mod network;
 mod network_bad_input;
 mod network_forward;
+mod nfs;
 mod operator;
 mod pod_config;
 mod pod_services;
