@@ -19,8 +19,8 @@ pub fn on_behalf<T>(caller: &Context, mut act: impl FnMut(&Context) -> io::Resul
     }
 }
 
-/// The same the other way around, for what makes a file and then looks at it: root may do the first and not the second. A server
-/// that trusts root lets it do what the caller may by its other groups, which a request does not tell.
+/// The same the other way around, for what makes a file and then looks at it: root may do the first and not the second. To link
+/// and to look, a server that trusts root lets it do what the caller may by its other groups, which a request does not tell.
 pub fn making<T>(caller: &Context, mut act: impl FnMut(&Context) -> io::Result<T>) -> io::Result<T> {
     match as_caller(caller, &mut act) {
         Err(error) if is_refusal(&error) && !is_root(caller) => act(caller),

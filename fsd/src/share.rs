@@ -165,21 +165,21 @@ fn reads_only(flags: u32) -> bool {
 /// Reads a part of a directory by a function that notes whether there was an entry. The library stops at one that it cannot look at.
 /// When that is the first, there is an error, or nothing: to the guest, the end of the directory.
 ///
-/// So what ends without an entry is read again: when the node has removed the entry, the next attempt starts with another one.
-/// When it is not for root to look at, every second attempt is as the caller.
+/// So what ends without an entry is read again: when it is not for root to look at, as the caller; when the node has removed the
+/// entry, the next attempt starts with another one.
 fn list(caller: &Context, mut read: impl FnMut(&Context, &mut bool) -> io::Result<()>) -> io::Result<()> {
-    const ATTEMPTS: usize = 8;
+    const ATTEMPTS: usize = 4;
     let mut result = Ok(());
-    for attempt in 0..ATTEMPTS {
+    for _ in 0..ATTEMPTS {
         let mut found = false;
-        result = if attempt % 2 == 0 {
-            read(caller, &mut found)
-        } else {
-            as_caller(caller, |context| read(context, &mut found))
-        };
+        result = read(caller, &mut found);
+        let unclear = result.as_ref().map_or_else(is_refusal, |()| !found);
+        if unclear && as_caller(caller, |context| read(context, &mut found)).is_ok() {
+            result = Ok(());
+        }
         match &result {
             Ok(()) if !found => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) || is_refusal(error) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             _ => break,
         }
     }
@@ -407,7 +407,7 @@ impl FileSystem for Share {
         offset: u64,
         length: u64,
     ) -> io::Result<()> {
-        self.files.fallocate(context, inode, handle, mode, offset, length)
+        on_behalf(context, |context| self.files.fallocate(context, inode, handle, mode, offset, length))
     }
 
     fn release(
@@ -522,6 +522,6 @@ impl FileSystem for Share {
     }
 
     fn lseek(&self, context: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
-        self.files.lseek(context, inode, handle, offset, whence)
+        on_behalf(context, |context| self.files.lseek(context, inode, handle, offset, whence))
     }
 }

@@ -3,7 +3,7 @@
 use e2e::cri::messages::{Int64Value, LinuxContainerSecurityContext};
 use e2e::cri::{Container, Pod, Sandboxer};
 use e2e::leaks::{Traces, assert_nothing_left_since};
-use e2e::{BUSYBOX, FOREVER, run, try_run};
+use e2e::{DEBIAN, FOREVER, run, try_run};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -19,9 +19,10 @@ const EVERYDAY: &str = "set -e
     umask 077; cd /home
     mkdir d; echo one > d/a; mv d/a d/b; ln d/b d/c; ln -s b d/l; mkfifo d/p
     chmod 640 d/b; truncate -s 2 d/b; echo two >> d/b; touch -d '2020-01-02 03:04:05' d/b; mkdir d/e; mv d/e d/f
+    fallocate -l 8192 d/sparse; python3 -c 'import os; print(os.lseek(os.open(\"d/b\", os.O_RDONLY), 0, os.SEEK_HOLE))'
     cat d/l; readlink d/l; ls d; stat -c '%a %u:%g %h %Y' d/b; cat /home/.kept";
 
-const SEEN: &str = "ontwo\nb\nb\nc\nf\nl\np\n640 1000:1001 2 1577934245\nkept\n";
+const SEEN: &str = "6\nontwo\nb\nb\nc\nf\nl\np\nsparse\n640 1000:1001 2 1577934245\nkept\n";
 
 /// NFS keeps a removed file under another name while the file server has it open.
 const REMOVALS: &str = "set -e
@@ -41,7 +42,7 @@ fn a_user_has_what_it_owns_on_a_server_that_does_not_trust_root(sandboxer: Sandb
             security.run_as_user = Some(Int64Value { value: user.into(), ..Default::default() }).into();
             security.run_as_group = Some(Int64Value { value: group.into(), ..Default::default() }).into();
         };
-        pod.container(name, BUSYBOX).mount(&server.home, "/home").command(&FOREVER).security(change).start()
+        pod.container(name, DEBIAN).mount(&server.home, "/home").command(&FOREVER).security(change).start()
     };
     let owner = container("owner", USER, GROUP);
     assert_eq!(owner.shell(EVERYDAY).success().stdout(), SEEN);
