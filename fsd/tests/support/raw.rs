@@ -1,5 +1,7 @@
 //! Requests made by hand, as a kernel in an attacker's hands would send them.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::Server;
 
 pub const LOOKUP: u32 = 1;
@@ -52,6 +54,9 @@ pub const TMPFILE: u32 = 51;
 /// The share's own inode.
 pub const ROOT: u64 = 1;
 
+/// What the next request of [`Server::exchange`] and [`Server::settle`] is known by: above all that tests choose themselves.
+static NEXT: AtomicU64 = AtomicU64::new(1000);
+
 /// A whole request, in the name of root.
 pub fn request(opcode: u32, unique: u64, node: u64, body: &[u8]) -> Vec<u8> {
     let mut packet = u32::try_from(40 + body.len()).unwrap().to_le_bytes().to_vec();
@@ -95,15 +100,10 @@ impl Server {
         assert_eq!(self.exchange(INIT, 0, &words(&[7, 31, 131_072, 0])).0, 0);
     }
 
-    /// Error number and body of the reply to a request. Late replies to others are passed over.
+    /// Error number and body of the reply to a request. Late replies to others are passed over, and second ones: some requests are
+    /// answered by the library, and by the server when the library has failed.
     pub fn exchange(&self, opcode: u32, node: u64, body: &[u8]) -> (i32, Vec<u8>) {
-        self.send(&request(opcode, 7, node, body));
-        let reply = loop {
-            let reply = self.receive();
-            if reply[8..16] == 7_u64.to_le_bytes() {
-                break reply;
-            }
-        };
+        let reply = self.reply(opcode, node, body);
         (-i32::from_le_bytes(*reply[4..].first_chunk().unwrap()), reply[16..].to_vec())
     }
 
@@ -121,9 +121,19 @@ impl Server {
         number(&body)
     }
 
-    /// Takes replies until one to a request of our own: whatever was sent before has been answered by then.
+    /// Takes replies until one to a request of our own: whatever was sent before has been taken up by then.
     pub fn settle(&self) {
-        self.send(&request(GETATTR, 99, ROOT, &[0; 16]));
-        while self.receive()[8..16] != 99_u64.to_le_bytes() {}
+        self.reply(GETATTR, ROOT, &[0; 16]);
+    }
+
+    fn reply(&self, opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+        let unique = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.send(&request(opcode, unique, node, body));
+        loop {
+            let reply = self.receive();
+            if reply[8..16] == unique.to_le_bytes() {
+                return reply;
+            }
+        }
     }
 }
