@@ -55,7 +55,7 @@ pub const TMPFILE: u32 = 51;
 pub const ROOT: u64 = 1;
 
 /// What the next request of [`Server::exchange`] and [`Server::settle`] is known by: above all that tests choose themselves.
-static NEXT: AtomicU64 = AtomicU64::new(1000);
+static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
 
 /// A whole request, in the name of root.
 pub fn request(opcode: u32, unique: u64, node: u64, body: &[u8]) -> Vec<u8> {
