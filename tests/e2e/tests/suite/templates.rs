@@ -33,12 +33,17 @@ fn is_restored(vmm: &Vmm) -> bool {
     vmm.read("maps").lines().any(|line| line.ends_with("/memory"))
 }
 
-/// What must be different in each guest: boot id, both ways to the kernel's generator, and an SSH key.
-fn random_of_a_new_pod() -> [String; 4] {
-    let script = "set -e; cat /proc/sys/kernel/random/boot_id; head -c 32 /dev/urandom | sha256sum; \
+/// What must be different in each: boot id, both ways to the kernel's generator, and an SSH key.
+fn random_of_a_restored_pod() -> [String; 4] {
+    // The pod's first process draws: by then the generator must have been seeded anew.
+    let script = "set -e; { cat /proc/sys/kernel/random/boot_id; head -c 32 /dev/urandom | sha256sum; \
         head -c 32 /dev/random | sha256sum; \
-        ssh-keygen -q -t ed25519 -N '' -C '' -f /tmp/key; cat /tmp/key.pub";
-    let said = Container::new(DEBIAN, "overlayfs").shell(script).run().success().stdout();
+        ssh-keygen -q -t ed25519 -N '' -C '' -f /tmp/key; cat /tmp/key.pub; } > /tmp/drawn; \
+        mv /tmp/drawn /tmp/said; exec sleep infinity";
+    let pod = Container::new(DEBIAN, "overlayfs").shell(script).start();
+    assert!(is_restored(&Vmm { pid: pod.pid() }));
+    let said =
+        pod.shell("timeout 60 sh -c 'until [ -e /tmp/said ]; do sleep 0.1; done'; cat /tmp/said").success().stdout();
     let lines: Vec<String> = said.lines().map(str::to_owned).collect();
     lines.try_into().unwrap_or_else(|lines| panic!("{lines:?}"))
 }
@@ -46,7 +51,7 @@ fn random_of_a_new_pod() -> [String; 4] {
 fn differ(count: usize) {
     let mut seen = BTreeSet::new();
     for number in 1..=count {
-        for value in random_of_a_new_pod() {
+        for value in random_of_a_restored_pod() {
             assert!(seen.insert(value.clone()), "pod {number} draws {value}, as one before it did");
         }
     }
@@ -57,9 +62,6 @@ fn restored_pods_have_randomness_of_their_own() {
     if are_off() {
         return;
     }
-    let pod = Container::new(BUSYBOX, "overlayfs").command(&FOREVER).start();
-    assert!(is_restored(&Vmm { pid: pod.pid() }));
-    drop(pod);
     differ(3);
 }
 
