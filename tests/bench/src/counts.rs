@@ -60,7 +60,9 @@ pub fn phases(handler: &str, file: &str) -> Result<()> {
         let container = pod.container("main", BUSYBOX).command(&FOREVER).try_create()?;
         let created = now()?;
         container.start()?;
-        Ok((sandbox, created, now()?))
+        let started = now()?;
+        pods::check_origin(handler)?;
+        Ok((sandbox, created, started))
     })?;
     let (sandbox, created, started) = ends;
     let first = |part: &str| list.iter().find(|life| life.program.contains(part)).map(|life| life.start);

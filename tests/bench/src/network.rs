@@ -1,5 +1,6 @@
 //! A pod's network: iperf3 between a pod of the contender and a server in a pod of runc, over the node's bridge.
 
+use crate::pods;
 use crate::sample::tell;
 use anyhow::{Context, Result, ensure};
 use e2e::cri::{Container, Pod, Sandboxer};
@@ -21,6 +22,7 @@ pub fn measure(handler: &str) -> Result<()> {
     client.start()?;
     let shell = pod.container("ping", BUSYBOX).command(&FOREVER).try_create()?;
     shell.start()?;
+    pods::check_origin(handler)?;
     std::thread::sleep(Duration::from_secs(2));
 
     let address = server.ip();

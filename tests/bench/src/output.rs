@@ -19,6 +19,7 @@ pub fn measure(handler: &str) -> Result<()> {
     let pod = pods::run(handler)?;
     let container = pod.container("main", BUSYBOX).command(&FOREVER).try_create()?;
     container.start()?;
+    pods::check_origin(handler)?;
     std::thread::sleep(Duration::from_secs(2));
     print(&container, BLOCK)?;
     let (little, much) = (print(&container, BLOCK)?, print(&container, BYTES)?);

@@ -42,6 +42,7 @@ fn call_by_call(handler: &str) -> Result<()> {
     let pod = timed("pod-run", || run(handler))?;
     let container = timed("pod-create", || Ok(pod.container("main", BUSYBOX).command(&FOREVER).try_create()?))?;
     timed("pod-start", || Ok(container.start()?))?;
+    check_origin(handler)?;
     timed("pod-stop", || Ok(pod.stop()?))?;
     timed("pod-remove", || Ok(pod.remove()?))
 }
@@ -65,7 +66,7 @@ pub fn start(handler: &str) -> Result<Pod> {
 }
 
 /// A pod whose template was not used would be measured as one from a template, and the other way round.
-fn check_origin(handler: &str) -> Result<()> {
+pub fn check_origin(handler: &str) -> Result<()> {
     if handler == "runc" {
         return Ok(());
     }
