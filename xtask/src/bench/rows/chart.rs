@@ -1,7 +1,7 @@
 //! Charts of a result, as SVG: how long things take by their parts, and what they hold.
 
 use super::result::BenchResult;
-use super::row::{CONTENDERS, unit};
+use super::row::{CONTENDERS, is_timed, unit};
 use anyhow::{Result, anyhow};
 use plotters::prelude::{
     ChartBuilder, Color, IntoDrawingArea, IntoFont, PathElement, RGBColor, Rectangle, SVGBackend, SeriesLabelPosition,
@@ -25,20 +25,31 @@ const CHARTS: &[Chart] = &[
         title: "Start of a pod, by programs",
         rows: &["phase-containerd", "phase-shim", "phase-sandbox", "phase-create", "phase-start"],
     },
-    Chart { file: "exec.svg", title: "ExecSync of true", rows: &["exec-first", "exec"] },
+    Chart {
+        file: "exits.svg",
+        title: "Exits from the guest until its init",
+        rows: &["exits-page", "exits-port", "exits-msr", "exits-cpuid", "exits-halt", "exits-other"],
+    },
+    Chart { file: "syscalls.svg", title: "System calls of the node while a pod starts", rows: &["syscalls"] },
+    Chart { file: "exec-first.svg", title: "First ExecSync of true in a pod", rows: &["exec-first"] },
+    Chart { file: "exec.svg", title: "ExecSync of true after that", rows: &["exec"] },
     Chart { file: "stop.svg", title: "Stop and removal of a pod", rows: &["pod-stop", "pod-remove"] },
     Chart { file: "memory.svg", title: "Node's memory for an idle pod", rows: &["memory-per-pod"] },
     Chart { file: "density.svg", title: "Idle pods in 512 MiB", rows: &["density"] },
+    Chart { file: "idle.svg", title: "Processor of 40 idle pods", rows: &["idle-processor"] },
+    Chart { file: "churn.svg", title: "Start and removal of a pod, 100 in a row", rows: &["churn"] },
+    Chart { file: "link.svg", title: "TCP from a node to its guest", rows: &["link-down"] },
     Chart { file: "network.svg", title: "TCP from a pod", rows: &["network-up"] },
     Chart { file: "block.svg", title: "A random read of 4 KiB", rows: &["block-random-read-1"] },
 ];
 
-const COLOURS: [RGBColor; 5] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(31, 90, 150),
     RGBColor(230, 140, 40),
     RGBColor(90, 160, 90),
     RGBColor(190, 70, 70),
     RGBColor(130, 100, 170),
+    RGBColor(120, 120, 120),
 ];
 
 /// Pixels.
@@ -56,7 +67,8 @@ pub fn draw(result: &BenchResult, directory: &Path) -> Result<Vec<PathBuf>> {
             continue;
         }
         let file = directory.join(chart.file);
-        draw_chart(chart, &bars, &file).map_err(|error| anyhow!("cannot draw {}: {error}", file.display()))?;
+        draw_chart(chart, &bars, &axis(chart.rows[0], result), &file)
+            .map_err(|error| anyhow!("cannot draw {}: {error}", file.display()))?;
         files.push(file);
     }
     Ok(files)
@@ -69,12 +81,20 @@ struct Bar {
 
 impl Bar {
     fn new(chart: &Chart, contender: &'static str, result: &BenchResult) -> Option<Self> {
-        let parts = chart.rows.iter().map(|row| Some(result.find(row, contender)?.median)).collect::<Option<_>>()?;
-        Some(Self { contender, parts })
+        result.find(chart.rows[0], contender)?;
+        // What is nothing is no figure.
+        let part = |row: &&str| result.find(row, contender).map_or(0.0, |figure| figure.median);
+        Some(Self { contender, parts: chart.rows.iter().map(part).collect() })
     }
 }
 
-fn draw_chart(chart: &Chart, bars: &[Bar], file: &Path) -> Result<(), Box<dyn std::error::Error>> {
+/// Unit, and clock where it has one.
+fn axis(row: &str, result: &BenchResult) -> String {
+    let clock = result.clock.split(':').next().unwrap_or_default();
+    if is_timed(row) { format!("{} (clock: {clock})", unit(row)) } else { unit(row).to_owned() }
+}
+
+fn draw_chart(chart: &Chart, bars: &[Bar], axis: &str, file: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let count = u32::try_from(bars.len())?;
     let longest = bars.iter().map(|bar| bar.parts.iter().sum::<f64>()).fold(0.0, f64::max);
     // On the right of the longest bar, for the parts' names.
@@ -96,7 +116,7 @@ fn draw_chart(chart: &Chart, bars: &[Bar], file: &Path) -> Result<(), Box<dyn st
         .disable_y_mesh()
         .x_max_light_lines(1)
         .label_style(("sans-serif", 15))
-        .x_desc(unit(chart.rows[0]))
+        .x_desc(axis)
         .y_labels(bars.len() * 2 + 1)
         .y_label_formatter(&name)
         .draw()?;
@@ -138,12 +158,14 @@ mod tests {
             ("pod-create", "bulkhead-cold", 0.1),
             ("pod-start", "bulkhead-cold", 0.1),
             ("vmm-init", "qemu", 0.3),
+            // Without the other reasons.
+            ("exits-page", "qemu", 3.0),
         ]);
         let files = draw(&result, directory.path()).unwrap();
         let names: Vec<_> = files.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["vmm.svg", "start.svg"]);
+        assert_eq!(names, ["vmm.svg", "start.svg", "exits.svg"]);
         let text = std::fs::read_to_string(&files[1]).unwrap();
-        for word in ["runc", "bulkhead-cold", "pod-create", "Start of a pod"] {
+        for word in ["runc", "bulkhead-cold", "pod-create", "Start of a pod", "s (clock: instructions)"] {
             assert!(text.contains(word), "{word} is missing in {text}");
         }
     }

@@ -67,6 +67,11 @@ pub const ROWS: &[Row] = &[
 /// In the order of the table's columns.
 pub const CONTENDERS: [&str; 5] = ["bulkhead-cold", "bulkhead-template", "runc", "qemu", "qemu-vhost"];
 
+/// Whether its unit has time in it. Memory, pods and events are counted.
+pub fn is_timed(name: &str) -> bool {
+    !matches!(unit(name), "MiB" | "pods" | "exits" | "calls")
+}
+
 /// Empty for a row that is not in the table.
 pub fn unit(name: &str) -> &'static str {
     ROWS.iter().find(|row| row.name == name).map_or("", |row| row.unit)
