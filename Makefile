@@ -10,9 +10,9 @@ test: setup
 	cargo xtask test
 	cargo xtask bench budget
 
-# The end-to-end suite with the tests that take many minutes, in both node editions: more than an hour.
+# The end-to-end suite with the tests that take many minutes, in both node editions: more than an hour. TEMPLATES=off boots every pod.
 test-long: setup
-	cargo xtask test --skip-unit --long
+	cargo xtask test --skip-unit --long $(if $(filter off,$(TEMPLATES)),--without-templates)
 
 # Start time and memory, in a node whose clock counts instructions: docs/performance.md. QUICK=1 is for a first look.
 bench: setup
